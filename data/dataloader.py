@@ -1,0 +1,34 @@
+"""The two functions that the README's demo imports."""
+
+import os
+
+from model.checkpoint import load_encoder  # the one place where data knows of the model
+from model.utils import default_device
+
+
+def convert_to_tensor(corpus, transform):
+    """Sentences into the tensors that `model.encode` takes.
+
+    Args:
+        corpus: a list of n strings.
+        transform: the second result of `example_model_setting`.
+
+    Returns:
+        {"input_ids", "attention_mask"}: (n, longest) int64 each.
+    """
+    return transform(corpus)
+
+
+def example_model_setting(model_ckpt):
+    """A trained model, ready to encode.
+
+    Args:
+        model_ckpt: anything `train.py --model` takes. The published checkpoint holds weights only: its tokenizer
+            is KoBERT's from the hub, or the file or folder that the environment variable KOSIMCSE_TOKENIZER names.
+
+    Returns:
+        (model, transform, device): a SentenceEncoder on `device`, what `convert_to_tensor` needs, a torch.device.
+    """
+    device = default_device()
+    model = load_encoder(model_ckpt, tokenizer=os.environ.get("KOSIMCSE_TOKENIZER"))
+    return model.to(device), model.tokenize, device

@@ -1,0 +1,43 @@
+"""The two errors our scripts turn into one sentence, and the decorator that does it."""
+
+import errno
+import functools
+import sys
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """Something the user can mend: a file, a line in it, a flag. The message says what, where and how. Exit code 2."""
+
+
+class RunError(RuntimeError):
+    """Something that failed while running: no network, no space, a loss that is not a number. Exit code 1."""
+
+
+def one_sentence_errors(main):
+    """Decorate a script's `main(argv=None)`: expected failures print one sentence and exit, anything else is a bug.
+
+    Raises SystemExit with 2 for UserError and for files that cannot be opened, 1 for RunError and for
+    other failures of the operating system (a full disk), 130 for Ctrl-C.
+    """
+
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except UserError as error:
+            message, code = str(error), 2
+        except RunError as error:
+            message, code = str(error), 1
+        except OSError as error:
+            if error.errno is None:  # raised by a library for reasons of its own: keep the traceback
+                raise
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            code = 2 if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM) else 1
+        except KeyboardInterrupt:
+            message, code = "interrupted", 130
+        script = Path(main.__globals__.get("__file__", "kosimcse")).name
+        print(f"{script}: error: {message}", file=sys.stderr)
+        raise SystemExit(code)
+
+    return run

@@ -1,0 +1,40 @@
+"""Value types for argparse: a value out of range is refused with the range, before anything loads."""
+
+import argparse
+
+import torch
+
+
+def positive_int(text):
+    return _checked(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def positive_float(text):
+    return _checked(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def non_negative_float(text):
+    return _checked(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def fraction(text):
+    return _checked(text, float, lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1")
+
+
+def device(text):
+    """A torch device that is there."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; try cpu") from None
+    return torch.device(text)
+
+
+def _checked(text, convert, is_valid, expected):
+    try:
+        value = convert(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value

@@ -1,0 +1,136 @@
+"""SentenceEncoder: a transformer and a pooling."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.errors import UserError
+from data.tokenize import Tokens, tokenize
+from model.microbatch import pad
+from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool
+
+
+class SentenceEncoder(nn.Module):
+    """Sentences into vectors.
+
+    Args:
+        backbone: a Hugging Face encoder (BertModel, RobertaModel, ...).
+        tokenizer: the backbone's.
+        pooling: a key of model.pooling.POOLINGS.
+        max_len: sentences are cut at so many tokens, special tokens included.
+
+    Raises:
+        UserError: the backbone cannot do this pooling or has fewer than max_len positions.
+    """
+
+    def __init__(self, backbone, tokenizer, pooling="pooler", max_len=50):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise UserError(f"--pooling {pooling}: choose one of {', '.join(POOLINGS)}")
+        if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
+            others = ", ".join(name for name in POOLINGS if name != "pooler")
+            raise UserError(f"--pooling pooler: {type(backbone).__name__} has no pooler; choose one of {others}")
+        if pooling in NEEDS_ALL_LAYERS and backbone.config.num_hidden_layers < 2:
+            raise UserError(f"--pooling {pooling}: needs two layers, this model has one; choose pooler, cls or mean")
+        positions = max_positions(backbone.config)
+        if not 3 <= max_len <= positions:
+            raise UserError(f"--max_len {max_len}: this model takes 3 to {positions} tokens")
+        if pooling != "pooler" and hasattr(backbone, "pooler"):
+            backbone.pooler = None  # not computed, not trained, not saved
+        self.bert = backbone  # the name of the published checkpoint's keys
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_len = max_len
+
+    @property
+    def device(self):
+        return self.bert.device
+
+    @property
+    def pad_id(self):
+        return self.tokenizer.pad_token_id
+
+    @property
+    def dim(self):
+        """d, the size of an embedding."""
+        return self.bert.config.hidden_size
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        """(n, length) token ids and mask into (n, d) embeddings, not normalised."""
+        inputs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        outputs = self.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=self.pooling in NEEDS_ALL_LAYERS,
+            **inputs,
+        )
+        return pool(outputs, attention_mask, self.pooling)
+
+    def tokenize(self, sentences):
+        """A list of n strings into {"input_ids", "attention_mask"}, (n, longest) each: the README's `transform`."""
+        tokens = tokenize(sentences, self.tokenizer, self.max_len)
+        input_ids, attention_mask = pad(tokens, np.arange(len(sentences)), self.pad_id, "cpu")
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    @torch.no_grad()
+    def encode(self, sentences, device=None, batch_size=64, show_progress=None):
+        """Embeddings for use, without gradient or dropout.
+
+        Batches hold sentences of similar length, whatever the order they are given in.
+
+        Args:
+            sentences: a list of n strings (one string counts as a list of one), the mapping that
+                `convert_to_tensor` makes, or packed `Tokens`.
+            device: moves the encoder there first; None leaves it where it is.
+            batch_size: sentences in a forward pass.
+            show_progress: a bar on stderr; None shows one for 1,000 sentences or more on a terminal.
+
+        Returns:
+            (n, d) float32 tensor on the CPU, in the order of `sentences`, not normalised.
+        """
+        if device is not None:
+            self.to(device)
+        tokens = self._packed(sentences)
+        n = len(tokens.offsets) - 1
+        order = np.argsort(-tokens.lengths, kind="stable")
+        embeddings = torch.empty(n, self.dim)
+        hidden = not show_progress if show_progress is not None else (True if n < 1000 else None)
+        was_training = self.training
+        self.eval()
+        try:
+            with tqdm(total=n, desc="encode", unit="sentence", disable=hidden, leave=False) as bar:
+                for start in range(0, n, batch_size):
+                    rows = order[start : start + batch_size]
+                    embeddings[rows] = self(*pad(tokens, rows, self.pad_id, self.device)).float().cpu()
+                    bar.update(len(rows))
+        finally:
+            self.train(was_training)
+        return embeddings
+
+    def _packed(self, sentences):
+        """Any form of input that `encode` takes, as Tokens."""
+        if isinstance(sentences, Tokens):
+            return sentences
+        if isinstance(sentences, Mapping):
+            mask = sentences["attention_mask"].bool().cpu()
+            offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
+            return Tokens(sentences["input_ids"].cpu()[mask].numpy(), offsets)
+        if isinstance(sentences, str):
+            sentences = [sentences]
+        for i, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise TypeError(f"encode takes strings; item {i} is {sentence!r}")
+        return tokenize(list(sentences), self.tokenizer, self.max_len)
+
+
+def max_positions(config):
+    """The longest input, in tokens, that a model of this configuration has positions for."""
+    positions = getattr(config, "max_position_embeddings", None) or 1_000_000  # T5: relative positions, no limit
+    # RoBERTa's family counts positions from the padding index + 1
+    return positions - config.pad_token_id - 1 if config.model_type in OFFSET_POSITIONS else positions
+
+
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet")

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets the environment up (.venv, requirements-test.txt), then checks style and runs the tests.
+#   bash tests/run.sh [arguments for pytest]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash run_example.sh setup
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest -q "$@"
