@@ -7,7 +7,7 @@ from data.errors import RunError, UserError
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SMALL_FILES = ["*.json", "*.model", "*.spiece", "*.txt"]  # configuration and every kind of vocabulary
-ANSWER_SECONDS = 5
+ANSWER_SECONDS = 4
 
 
 def fetch_folder(name, weights=True):
@@ -30,18 +30,16 @@ def fetch_folder(name, weights=True):
     from huggingface_hub.errors import RepositoryNotFoundError
 
     # The library raises whatever its HTTP client of the day raises, so everything is caught here.
+    failure = None
     try:
-        revision = HfApi().model_info(name, timeout=ANSWER_SECONDS).sha
-        failure = None
+        HfApi().model_info(name, timeout=ANSWER_SECONDS)  # snapshot_download has no time limit
     except RepositoryNotFoundError:
         raise UserError(f"{name}: no such folder, and no such public model on the Hugging Face hub") from None
     except Exception as error:
-        revision, failure = None, error
+        failure = error
 
     def fetch(patterns):
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=failure is not None)
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=failure is not None))
 
     try:
         folder = fetch(SMALL_FILES + ["*.safetensors"] * weights)

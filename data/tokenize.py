@@ -49,14 +49,16 @@ def load_tokenizer(name):
     folder = fetch_folder(name, weights=False)
     config = folder / "config.json"
     is_bert = not config.is_file() or json.loads(config.read_text(encoding="utf-8")).get("model_type") == "bert"
-    own_files = [file for file in ("tokenizer.json", "vocab.txt") if (folder / file).is_file()]
-    if is_bert and not own_files and sentencepiece_file(folder):
+    found = [file for file in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / file).is_file()]
+    if is_bert and not found and sentencepiece_file(folder):
         return KoBERTTokenizer.from_pretrained(folder)
+    if not found and not any(folder.glob("*.model")):  # AutoTokenizer would make an empty one
+        raise UserError(f"{name}: no tokenizer there; name one with --tokenizer")
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # of many kinds, none of which says what is missing
+    except Exception as error:  # of many kinds
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{name}: no tokenizer there ({reason}); name one with --tokenizer") from None
+        raise UserError(f"{name}: its tokenizer cannot be loaded ({reason}); name one with --tokenizer") from None
 
 
 def tokenize(sentences, tokenizer, max_len, show_progress=False):

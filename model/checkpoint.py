@@ -251,9 +251,12 @@ def _sentence_transformers_settings(folder):
     if mode not in ("cls", "mean"):
         raise UserError(f"{folder}: its pooling is not one of ours (cls or mean): {config}")
     settings = {"pooling": mode}
-    length_file = kinds["Transformer"] / "sentence_bert_config.json"
-    if length_file.is_file():
-        settings["max_len"] = json.loads(length_file.read_text(encoding="utf-8")).get("max_seq_length") or 50
+    # the length: in a file of its own, or as the tokenizer's, where a huge number means none
+    for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        path = kinds["Transformer"] / file
+        length = json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
+        if length and length < 1_000_000:
+            return kinds["Transformer"], {**settings, "max_len": length}
     return kinds["Transformer"], settings
 
 

@@ -1,0 +1,273 @@
+"""Every form a model can have, and every way it can be broken."""
+
+import json
+import os
+import pickle
+import stat
+
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel, ElectraConfig, ElectraModel
+
+from data.errors import RunError, UserError
+from model import checkpoint
+from model.checkpoint import load_encoder, save_encoder
+from model.pooling import POOLINGS
+
+TINY_KOBERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture
+def run_folder(tiny_bert, tmp_path):
+    save_encoder(load_encoder(tiny_bert, pooling="mean", max_len=20), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def published(tiny_bert, tmp_path, monkeypatch, vocabulary_files):
+    """A checkpoint in the published layout, of a KoBERT that is tiny in width and depth."""
+    weights = load_encoder(tiny_bert).bert.state_dict()
+    size = {"vocab_size": len(weights["embeddings.word_embeddings.weight"]), "max_position_embeddings": 64}
+    monkeypatch.setattr(checkpoint, "KOBERT_CONFIG", {**TINY_KOBERT, **size, "pad_token_id": 1})
+    state = {f"bert.{key}": value for key, value in weights.items()}
+    state["bert.embeddings.position_ids"] = torch.arange(64)[None]
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    torch.save({"model": state, "optimizer": optimizer}, tmp_path / "published.pt")
+    return tmp_path / "published.pt"
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_save_and_load_every_pooling(pooling, tiny_bert, tmp_path, sample_sentences):
+    encoder = load_encoder(tiny_bert, pooling=pooling, max_len=17)
+    save_encoder(encoder, tmp_path)
+    expected = encoder.encode(sample_sentences[:5])
+    for name in (tmp_path, tmp_path / "model", tmp_path / "nli_checkpoint.pt"):
+        again = load_encoder(str(name))
+        assert (again.pooling, again.max_len) == (pooling, 17)
+        assert torch.equal(again.encode(sample_sentences[:5]), expected)
+
+
+def test_a_lone_checkpoint_file_is_enough(run_folder, tmp_path, sample_sentences):
+    expected = load_encoder(run_folder).encode(sample_sentences[:5])
+    lone = tmp_path / "elsewhere"
+    lone.mkdir()
+    (run_folder / "nli_checkpoint.pt").rename(lone / "nli_checkpoint.pt")
+    assert torch.equal(load_encoder(lone).encode(sample_sentences[:5]), expected)
+
+
+def test_other_families_and_fast_tokenizers_survive_the_round_trip(tmp_path, sample_sentences):
+    mini = load_encoder("mini", pooling="mean")
+    save_encoder(mini, tmp_path / "mini")
+    torch.manual_seed(0)
+    electra = ElectraModel(
+        ElectraConfig(vocab_size=12_000, hidden_size=32, embedding_size=16, num_hidden_layers=2, num_attention_heads=2)
+    )
+    electra.save_pretrained(tmp_path / "electra")
+    mini.tokenizer.save_pretrained(tmp_path / "electra")
+    encoder = load_encoder(tmp_path / "electra", pooling="cls")
+    save_encoder(encoder, tmp_path / "run")
+    for original, folder in ((mini, "mini"), (encoder, "run")):
+        for name in (tmp_path / folder, tmp_path / folder / "nli_checkpoint.pt"):
+            expected = original.encode(sample_sentences[:5])
+            assert torch.equal(load_encoder(name).encode(sample_sentences[:5]), expected)
+
+
+def test_the_saved_folder_is_plain_hugging_face(run_folder, tiny_bert):
+    saved = AutoModel.from_pretrained(run_folder / "model").state_dict()
+    original = AutoModel.from_pretrained(tiny_bert).state_dict()
+    assert all(torch.equal(saved[key], original[key]) for key in original if not key.startswith("pooler."))
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (run_folder / "model").iterdir()}
+    assert len(modes) == 1
+    assert not [file for file in os.listdir(run_folder) if "building" in file or file.startswith(".")]
+
+
+def test_published_layout(published, tiny_bert, vocabulary_files, sample_sentences):
+    for tokenizer in vocabulary_files:
+        encoder = load_encoder(published, tokenizer=tokenizer)
+        assert (encoder.pooling, encoder.max_len) == ("pooler", 50)
+        expected = load_encoder(tiny_bert).encode(sample_sentences[:5])
+        assert torch.equal(encoder.encode(sample_sentences[:5]), expected)
+    mean = load_encoder(published, tokenizer=vocabulary_files[0], pooling="mean")
+    expected = load_encoder(tiny_bert, pooling="mean").encode(sample_sentences[:5])
+    assert torch.equal(mean.encode(sample_sentences[:5]), expected)
+
+
+def test_published_layout_at_kobert_size(shared, tmp_path, sample_sentences):
+    bert = BertModel(BertConfig(vocab_size=8002, pad_token_id=1)).eval()
+    state = {f"bert.{key}": value for key, value in bert.state_dict().items()}
+    state["bert.embeddings.position_ids"] = torch.arange(512)[None]
+    torch.save({"model": state, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "nli_checkpoint.pt")
+    encoder = load_encoder(tmp_path / "nli_checkpoint.pt", tokenizer=shared / "kobert" / "tokenizer_78b3253a26.model")
+    ids = encoder.tokenizer(sample_sentences[0], return_tensors="pt")
+    with torch.no_grad():
+        expected = bert(**ids).pooler_output
+    torch.testing.assert_close(encoder.encode(sample_sentences[0]), expected)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_sentence_transformers_folder(pooling, tiny_bert, tmp_path, sample_sentences):
+    """Their own library writes the folder and encodes with it; we read it and give the same embeddings."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    encoder = load_encoder("mini", pooling=pooling)
+    encoder.bert.save_pretrained(tmp_path / "backbone")
+    encoder.tokenizer.save_pretrained(tmp_path / "backbone")
+    transformer = Transformer(str(tmp_path / "backbone"), max_seq_length=32)
+    theirs = SentenceTransformer(
+        modules=[transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling)], device="cpu"
+    )
+    theirs.save(str(tmp_path / "theirs"))
+    ours = load_encoder(tmp_path / "theirs")
+    assert (ours.pooling, ours.max_len) == (pooling, 32)
+    expected = theirs.encode(sample_sentences[:9], convert_to_tensor=True)
+    torch.testing.assert_close(ours.encode(sample_sentences[:9]), expected, atol=1e-5, rtol=1e-4)
+
+
+def old_sentence_transformers_folder(tiny_bert, folder, pooling_config, extra_modules=()):
+    """The layout of version 2, which most folders on the hub have: the backbone at the top."""
+    load_encoder(tiny_bert).bert.save_pretrained(folder)
+    load_encoder(tiny_bert).tokenizer.save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling_config))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *extra_modules]
+    entries = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_old_sentence_transformers_folder(tiny_bert, tmp_path):
+    config = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    encoder = load_encoder(old_sentence_transformers_folder(tiny_bert, tmp_path, config))
+    assert (encoder.pooling, encoder.max_len) == ("mean", 24)
+
+
+@pytest.mark.parametrize(
+    "config, extra, message",
+    [
+        ({"pooling_mode_max_tokens": True}, [], "its pooling is not one of ours"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, [], "its pooling is not one of ours"),
+        ({"pooling_mode_mean_tokens": True}, [("2_Normalize", "Normalize")], "has the modules .*Normalize"),
+    ],
+)
+def test_sentence_transformers_folders_we_cannot_repeat(config, extra, message, tiny_bert, tmp_path):
+    with pytest.raises(UserError, match=message):
+        load_encoder(old_sentence_transformers_folder(tiny_bert, tmp_path, config, extra))
+
+
+def test_pretrained_backbone_with_a_head(tiny_bert, tmp_path, sample_sentences, capsys):
+    """A masked-LM model has an unused head and no pooler: fine for mean, initialised in training for pooler."""
+    tokenizer = load_encoder(tiny_bert).tokenizer
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=1, **TINY_KOBERT)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_encoder(tmp_path, pooling="mean").encode(sample_sentences[:2]).isfinite().all()
+    with pytest.raises(UserError, match="the weights have no pooler; choose --pooling cls or mean"):
+        load_encoder(tmp_path, pooling="pooler")
+    load_encoder(tmp_path, pooling="pooler", training=True)
+    assert "starts at random" in capsys.readouterr().err
+
+
+def test_half_precision_weights_are_read_as_float32(tiny_bert, tmp_path):
+    encoder = load_encoder(tiny_bert)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    encoder.bert.half().save_pretrained(tmp_path)
+    assert {p.dtype for p in load_encoder(tmp_path).parameters()} == {torch.float32}
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"bert.x": Harmful()}}, "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harmful()))
+    for name in ("evil.pt", "plain.pt"):
+        with pytest.raises(UserError, match="refused|not a whole"):
+            load_encoder(name)
+    assert not (tmp_path / "harmed").exists()
+
+
+def truncate(path, share=0.6):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def test_broken_files(run_folder, published, tmp_path, vocabulary_files, tiny_bert):
+    (tmp_path / "text.pt").write_text("this is no checkpoint")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"model": {"roberta.x": torch.zeros(1)}}, tmp_path / "roberta.pt")
+    for name, message in [
+        ("text.pt", "refused|not a whole"),
+        ("empty.pt", "not a whole"),
+        ("list.pt", "expected a dict"),
+        ("roberta.pt", "expected weights named bert"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_encoder(tmp_path / name)
+    truncate(run_folder / "nli_checkpoint.pt")
+    with pytest.raises(UserError, match="not a whole PyTorch checkpoint"):
+        load_encoder(run_folder / "nli_checkpoint.pt")
+    truncate(run_folder / "model" / "model.safetensors")
+    with pytest.raises(UserError, match="these weights cannot be loaded"):
+        load_encoder(run_folder)
+    (run_folder / "model" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="these weights cannot be loaded"):
+        load_encoder(run_folder)
+
+
+def test_another_architecture_is_refused(published, vocabulary_files, monkeypatch):
+    other = {**checkpoint.KOBERT_CONFIG, "num_hidden_layers": 3}
+    monkeypatch.setattr(checkpoint, "KOBERT_CONFIG", other)
+    with pytest.raises(UserError, match="not this architecture's .* 16 missing"):
+        load_encoder(published, tokenizer=vocabulary_files[0])
+    monkeypatch.setattr(checkpoint, "KOBERT_CONFIG", {**other, "num_hidden_layers": 1})
+    with pytest.raises(UserError, match="16 unexpected, such as encoder.layer.1"):
+        load_encoder(published, tokenizer=vocabulary_files[0])
+    monkeypatch.setattr(checkpoint, "KOBERT_CONFIG", {**other, "num_hidden_layers": 2, "intermediate_size": 65})
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_encoder(published, tokenizer=vocabulary_files[0])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_bert):
+    with pytest.raises(UserError, match="--tokenizer: its vocabulary .12,000. is larger than the model's"):
+        load_encoder(tiny_bert, tokenizer=checkpoint.MINI)
+
+
+def test_a_folder_without_a_tokenizer(tiny_bert, tmp_path):
+    load_encoder(tiny_bert).bert.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer there; name one with --tokenizer"):
+        load_encoder(tmp_path)
+
+
+def test_encoder_decoders_are_refused(tmp_path):
+    from transformers import BartConfig
+
+    BartConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="bart is not a plain encoder"):
+        load_encoder(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_checkpoint_before(run_folder, sample_sentences, monkeypatch):
+    """A disk that is full at any of the writes: the sentence, and the old checkpoint still loads."""
+    before = load_encoder(run_folder)
+    expected = before.encode(sample_sentences[:3])
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.add_(1.0)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    for target in ("torch.save", "transformers.PreTrainedModel.save_pretrained", "os.fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, full_disk)
+            with pytest.raises(RunError, match="could not be written .*No space left"):
+                save_encoder(before, run_folder)
+        # model/ may already be the new one when writing nli_checkpoint.pt fails; each file is whole
+        assert torch.equal(load_encoder(run_folder / "nli_checkpoint.pt").encode(sample_sentences[:3]), expected)
+        load_encoder(run_folder)

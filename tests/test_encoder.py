@@ -1,0 +1,125 @@
+"""SentenceEncoder: poolings on a real backbone, encode, and the README's demo."""
+
+import unicodedata
+
+import pytest
+import torch
+from transformers import BertModel, ElectraConfig, ElectraModel, RobertaConfig
+
+from data.dataloader import convert_to_tensor, example_model_setting
+from data.errors import UserError
+from data.tokenize import tokenize
+from model.checkpoint import load_encoder
+from model.encoder import SentenceEncoder, max_positions
+from model.pooling import POOLINGS
+
+
+@pytest.fixture(params=POOLINGS)
+def encoder(request, tiny_bert):
+    return load_encoder(tiny_bert, pooling=request.param, max_len=20)
+
+
+def encode_one_by_one(encoder, folder, sentences):
+    """Each sentence alone through a plain BertModel, pooled by hand."""
+    bert = BertModel.from_pretrained(folder).eval()
+    embeddings = []
+    for sentence in sentences:
+        ids = encoder.tokenizer(sentence, truncation=True, max_length=encoder.max_len)["input_ids"]
+        with torch.no_grad():
+            outputs = bert(torch.tensor([ids]), output_hidden_states=True)
+        states = [layer[0] for layer in outputs.hidden_states]
+        embeddings.append(
+            {
+                "pooler": outputs.pooler_output[0],
+                "cls": states[-1][0],
+                "mean": states[-1].mean(0),
+                "mean_first_last": (states[1] + states[-1]).mean(0) / 2,
+                "mean_top2": (states[-2] + states[-1]).mean(0) / 2,
+            }[encoder.pooling]
+        )
+    return torch.stack(embeddings)
+
+
+def test_encode_equals_one_by_one_in_input_order(encoder, tiny_bert, sample_sentences):
+    sentences = sample_sentences[:37]
+    expected = encode_one_by_one(encoder, tiny_bert, sentences)
+    embeddings = encoder.encode(sentences, batch_size=8)
+    assert embeddings.shape == (37, encoder.dim) and embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_every_form_of_input(encoder, sample_sentences):
+    sentences = sample_sentences[:9]
+    expected = encoder.encode(sentences)
+    torch.testing.assert_close(encoder.encode(convert_to_tensor(sentences, encoder.tokenize)), expected)
+    torch.testing.assert_close(encoder.encode(tokenize(sentences, encoder.tokenizer, 20)), expected)
+    torch.testing.assert_close(encoder.encode(sentences[0]), expected[:1])
+    assert encoder.encode([]).shape == (0, encoder.dim)
+    assert encoder.encode([""]).isfinite().all()
+    with pytest.raises(TypeError, match="item 1 is None"):
+        encoder.encode(["가", None])
+
+
+def test_forward_is_what_encode_returns(encoder, sample_sentences):
+    inputs = encoder.tokenize(sample_sentences[:5])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(**inputs), encoder.encode(sample_sentences[:5]))
+        types = torch.zeros_like(inputs["input_ids"])
+        torch.testing.assert_close(encoder(**inputs, token_type_ids=types), encoder(**inputs))
+
+
+def test_decomposed_text_gives_the_same_embedding(encoder, sample_sentences):
+    decomposed = [unicodedata.normalize("NFD", sentence) for sentence in sample_sentences[:5]]
+    torch.testing.assert_close(encoder.encode(decomposed), encoder.encode(sample_sentences[:5]))
+
+
+def test_encode_has_no_dropout_and_keeps_the_mode(encoder, sample_sentences):
+    encoder.train()
+    first = encoder.encode(sample_sentences[:5])
+    assert encoder.training and not first.requires_grad
+    assert torch.equal(first, encoder.encode(sample_sentences[:5]))
+
+
+def test_only_the_pooler_pooling_has_a_pooler(encoder):
+    assert any("pooler" in name for name, _ in encoder.named_parameters()) == (encoder.pooling == "pooler")
+
+
+def test_dropout_reaches_the_backbone(tiny_bert):
+    encoder = load_encoder(tiny_bert, dropout=0.37)
+    assert encoder.bert.config.hidden_dropout_prob == encoder.bert.config.attention_probs_dropout_prob == 0.37
+    rates = {module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.37}
+
+
+def test_impossible_settings_are_refused_with_the_choices(tiny_bert):
+    tokenizer = load_encoder(tiny_bert).tokenizer
+    electra = ElectraModel(
+        ElectraConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(UserError, match="ElectraModel has no pooler; choose one of cls, mean, mean_first_last"):
+        SentenceEncoder(electra, tokenizer, "pooler")
+    with pytest.raises(UserError, match="needs two layers"):
+        SentenceEncoder(electra, tokenizer, "mean_top2")
+    with pytest.raises(UserError, match="choose one of pooler, cls, mean"):
+        SentenceEncoder(electra, tokenizer, "max")
+    with pytest.raises(UserError, match="--max_len 65: this model takes 3 to 64 tokens"):
+        load_encoder(tiny_bert, max_len=65)
+
+
+def test_positions_of_roberta_start_after_the_padding_index():
+    assert max_positions(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+
+
+def test_mini_is_the_same_random_model_every_time(sample_sentences):
+    first, second = (load_encoder("mini", pooling="mean") for _ in range(2))
+    assert torch.equal(first.encode(sample_sentences[:3]), second.encode(sample_sentences[:3]))
+    config = first.bert.config
+    assert (config.num_hidden_layers, config.hidden_size) == (4, 256)
+
+
+def test_example_model_setting(tiny_bert, sample_sentences):
+    model, transform, device = example_model_setting(str(tiny_bert))
+    inputs = convert_to_tensor(sample_sentences[:4], transform)
+    embeddings = model.encode(inputs, device)
+    assert embeddings.shape == (4, 32) and not model.training
+    torch.testing.assert_close(embeddings, load_encoder(tiny_bert).encode(sample_sentences[:4]))

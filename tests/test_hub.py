@@ -1,0 +1,128 @@
+"""Models by hub id, against a small hub that the test serves on 127.0.0.1."""
+
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from data.errors import RunError, UserError
+from data.hub import fetch_folder
+from data.kobert_tokenizer import KoBERTTokenizer
+from model.checkpoint import load_encoder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tiny_bert, monkeypatch):
+    """Serves `tiny_bert` as someone/tiny with the hub's protocol; returns the list of files that were fetched."""
+    files = {file.name: file.read_bytes() for file in tiny_bert.iterdir()} | {"flax_model.msgpack": b"not wanted"}
+    fetched = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.split("?")[0].removeprefix("/api/models")
+            name = path.rsplit("/", 1)[-1]
+            if not path.startswith("/someone/tiny"):
+                self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+            elif "/resolve/" in path:
+                if self.command == "GET":
+                    fetched.append(name)
+                etag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
+                self.answer(200, files[name], {"ETag": etag, "X-Repo-Commit": COMMIT})
+            elif "/tree/" in path:
+                entries = [
+                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                    for name, content in files.items()
+                ]
+                self.answer(200, json.dumps(entries).encode())
+            else:
+                siblings = [{"rfilename": name} for name in files]
+                info = {"id": "someone/tiny", "modelId": "someone/tiny", "sha": COMMIT, "siblings": siblings}
+                self.answer(200, json.dumps(info).encode())
+
+        do_HEAD = do_GET
+
+        def answer(self, status, body, headers=()):
+            self.send_response(status)
+            for key, value in dict(headers, **{"Content-Length": len(body)}).items():
+                self.send_header(key, str(value))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    yield fetched
+    server.shutdown()
+
+
+def test_model_and_tokenizer_by_id(hub, tiny_bert, sample_sentences):
+    encoder = load_encoder("someone/tiny")
+    assert isinstance(encoder.tokenizer, KoBERTTokenizer)
+    expected = load_encoder(tiny_bert).encode(sample_sentences[:5])
+    assert torch.equal(encoder.encode(sample_sentences[:5]), expected)
+    assert "flax_model.msgpack" not in hub
+
+
+def test_tokenizer_alone_fetches_no_weights(hub, sample_sentences):
+    assert KoBERTTokenizer.from_pretrained("someone/tiny")(sample_sentences[0])["input_ids"][0] == 2
+    assert "spiece.model" in hub and "model.safetensors" not in hub
+
+
+def test_a_fetched_model_needs_no_hub_again(hub, monkeypatch):
+    folder = fetch_folder("someone/tiny")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert fetch_folder("someone/tiny") == folder
+
+
+def test_unknown_model(hub):
+    with pytest.raises(UserError, match="someone/other: no such folder, and no such public model"):
+        fetch_folder("someone/other")
+
+
+def test_unreachable_hub():
+    with pytest.raises(RunError, match="cannot be reached .*`hf download skt/kobert-base-v1 --local-dir FOLDER`"):
+        fetch_folder("skt/kobert-base-v1")
+
+
+def test_what_is_no_hub_id():
+    for name in ("./no/such/folder", "missing.pt", "missing.model", "a/b/c"):
+        with pytest.raises(UserError, match="no such file or folder"):
+            fetch_folder(name)
+
+
+def test_silent_hub_is_given_up_within_15_seconds(tmp_path):
+    """A server that accepts and never answers: the worst kind of firewall. The whole script, imports included."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        code = (
+            "import os, sys; import evaluate\n"
+            "evaluate.main(['--model', 'skt/kobert-base-v1', '--test_data', 'data/sample/test_sts.tsv'])"
+        )
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 1 and "cannot be reached" in result.stderr and "Traceback" not in result.stderr
+    assert time.monotonic() - began < 30  # 15 on an idle machine; CI shares its cores

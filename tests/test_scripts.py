@@ -1,0 +1,215 @@
+"""The three scripts as users call them: results, output, and one sentence for every mistake."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import SemanticSearch
+import train
+from data.sts import read_sts
+from model.checkpoint import load_encoder, save_encoder
+from model.metrics import CORRELATIONS, evaluate_sts
+from tests.conftest import SAMPLE
+
+ROOT = Path(__file__).parent.parent
+TEST = SAMPLE / "test_sts.tsv"
+VALID = SAMPLE / "valid_sts.tsv"
+
+
+@pytest.fixture
+def run_folder(tiny_bert, tmp_path):
+    save_encoder(load_encoder(tiny_bert, pooling="mean"), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_evaluate_prints_the_table_and_writes_json(run_folder, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    evaluate.main(["--model", str(run_folder), "mini", "--test_data", str(TEST), str(VALID), "--json", str(out)])
+    results = json.loads(out.read_text())
+    assert [(r["model"], r["data"]) for r in results] == [
+        (model, str(data)) for model in (str(run_folder), "mini") for data in (TEST, VALID)
+    ]
+    assert list(results[0]) == ["model", "data", "rows", "avg", *CORRELATIONS]
+    pairs = read_sts([TEST])
+    encode = load_encoder(run_folder).encode
+    expected = evaluate_sts(encode, [*pairs.sentences1, *pairs.sentences2], pairs.scores)
+    assert {key: results[0][key] for key in expected} == pytest.approx(expected) and results[0]["rows"] == 200
+    header, _, *rows = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert header.endswith("| AVG | Cosine Pearson | Cosine Spearman | Euclidean Pearson | Euclidean Spearman | "
+                           "Manhattan Pearson | Manhattan Spearman | Dot Pearson | Dot Spearman |")  # fmt: skip
+    assert len(rows) == 4 and f"{results[0]['avg']:.2f}" in rows[0]
+
+
+def test_json_has_null_where_no_correlation_exists(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("model.encoder.SentenceEncoder.encode", lambda self, s, batch_size: torch.ones(len(s), 2))
+    out = tmp_path / "scores.json"
+    evaluate.main(["--model", str(run_folder), "--test_data", str(TEST), "--json", str(out)])
+    assert json.loads(out.read_text())[0]["cosine_spearman"] is None
+    assert "the same similarity" in capsys.readouterr().err
+
+
+def readme_demo(readme):
+    """The README's Python block, as a namespace after it was executed."""
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    (demo,) = [block for block in blocks if "example_model_setting" in block]
+    namespace = {}
+    exec(demo, namespace)
+    return namespace
+
+
+@pytest.fixture
+def in_run_folder(run_folder, tmp_path, monkeypatch):
+    """The working directory has an `output/` with a trained model."""
+    run_folder.rename(tmp_path / "output")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_readme_demo_runs_unchanged_and_prints_what_the_script_prints(in_run_folder, capsys):
+    namespace = readme_demo((ROOT / "README.md").read_text(encoding="utf-8"))
+    namespace["main"]()
+    from_readme = capsys.readouterr().out
+    SemanticSearch.main([])
+    assert capsys.readouterr().out == from_readme
+    assert from_readme.count("Top 5 most similar sentences in corpus:") == 3
+    assert len(re.findall(r"^.+ \(Score: -?\d\.\d{4}\)$", from_readme, flags=re.M)) == 15
+
+
+def test_the_originals_readme_demo_runs_unchanged(shared, in_run_folder, capsys):
+    readme_demo((shared / "reference" / "README.kosimcse.md").read_text(encoding="utf-8"))["main"]()
+    assert capsys.readouterr().out.count("Query:") == 3
+
+
+def test_search_ranks_by_cosine(run_folder, tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    lines = [line.split("\t")[0] for line in TEST.read_text(encoding="utf-8").split("\n")[:30]]
+    corpus.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    flags = ["--model", str(run_folder), "--corpus", str(corpus), "--top_k", "40"]
+    SemanticSearch.main([*flags, "--query", lines[3], "--query", "새 질문"])
+    first, second = capsys.readouterr().out.split("Query: ")[1:]
+    found = re.findall(r"^(.+) \(Score: (-?\d\.\d{4})\)$", first, flags=re.M)
+    assert len(found) == 30 and found[0] == (lines[3], "1.0000") and second.startswith("새 질문")
+    encode = load_encoder(run_folder).encode
+    vectors = np.array(encode(lines).tolist())
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = dict(zip(lines, vectors @ vectors[3]))
+    assert [float(score) for _, score in found] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-3)
+
+
+def test_search_without_a_checkpoint_says_what_it_uses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    SemanticSearch.main([])
+    output = capsys.readouterr()
+    assert "output/nli_checkpoint.pt is not there: using mini" in output.err
+    assert output.out.count("(Score:") == 15
+
+
+def train_with(**replaced):
+    values = {"model": "mini", "train_data": SAMPLE / "train_nli.tsv", "valid_data": VALID, **replaced}
+    return [text for name, value in values.items() for text in (f"--{name}", value)]
+
+
+BAD_FLAGS = [
+    (train, train_with(pooling="max"), "invalid choice: 'max'"),
+    (train, train_with(epochs="0"), "'0' is not a whole number of at least 1"),
+    (train, train_with(lr="-1"), "'-1' is not a number above 0"),
+    (train, train_with(warmup_ratio="1"), "'1' is not a number from 0"),
+    (train, train_with(dropout="x"), "'x' is not a number from 0"),
+    (train, train_with(device="cuda:99"), "'cuda:99' is not a device of this machine"),
+    (train, train_with(unknown="1"), "unrecognized arguments: --unknown 1"),
+    (train, train_with(max_len="513"), "--max_len 513: this model takes 3 to 512 tokens"),
+    (train, train_with(train_data="missing.tsv"), "missing.tsv: no such file"),
+    (train, train_with(valid_data="missing.tsv"), "missing.tsv: no such file"),
+    (train, train_with(model="missing.pt"), "missing.pt: no such file or folder"),
+    (train, train_with(encoding="cp9499"), "--encoding cp9499: no such encoding"),
+    (evaluate, ["--model", "mini", "--test_data", "missing.tsv"], "missing.tsv: no such file"),
+    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "no/such/folder/x.json"], "No such file"),
+    (SemanticSearch, ["--corpus", TEST], "--corpus: nothing to look for; add --query TEXT"),
+    (SemanticSearch, ["--query", " "], "--query: is empty"),
+    (SemanticSearch, ["--top_k", "0"], "'0' is not a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize("script, argv, message", BAD_FLAGS)
+def test_bad_flags(script, argv, message, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(script.main, argv)
+    assert not (tmp_path / "output").exists()  # refused before anything was written
+
+
+BAD_FILES = [
+    (b"\xef\xbb\xbf", "the file is empty"),
+    ("가\t나\t다\n가\t나\n".encode(), "line 2: found 2 columns"),
+    ("가\t나\t다\n가\t\t다\n".encode(), "line 2: a sentence is empty"),
+    ("가\t나\t다\n라\t마\t바\n".encode("cp949"), "line 1: not valid utf-8 (byte 0xb0); Korean spreadsheets save cp949"),
+]
+
+
+@pytest.mark.parametrize("content, message", BAD_FILES)
+def test_bad_training_file(content, message, fails, tmp_path):
+    (tmp_path / "bad.tsv").write_bytes(content)
+    output = tmp_path / "output"
+    assert message in fails(train.main, [*train_with(train_data=tmp_path / "bad.tsv"), "--output_dir", output])
+    assert not output.exists()
+
+
+def test_output_dir_is_a_file(fails, tmp_path, tiny_bert):
+    (tmp_path / "file").write_text("mine")
+    argv = [*train_with(model=tiny_bert), "--output_dir", tmp_path / "file"]
+    assert "is a file; name a folder" in fails(train.main, argv)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_unreachable_hub_is_a_run_time_failure(fails, tmp_path):
+    argv = [*train_with(model="skt/kobert-base-v1"), "--output_dir", tmp_path / "output"]
+    assert "the Hugging Face hub cannot be reached" in fails(train.main, argv, code=1)
+
+
+def test_full_disk_keeps_the_best_checkpoint(tiny_bert, tmp_path):
+    """A file size limit stands in for a full disk; the run stops with a sentence and the old model loads."""
+    output = tmp_path / "run"
+    flags = ["--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--valid_data", str(VALID)]
+    train.main([*flags, "--epochs", "1", "--batch_size", "200", "--output_dir", str(output)])
+    before = load_encoder(output / "nli_checkpoint.pt").state_dict()
+    code = (
+        "import resource, signal, train\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))\n"
+        f"train.main({[*flags, '--output_dir', str(output), '--seed', '5']!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert re.search(r"error: .*(could not be written|File too large)", result.stderr)
+    after = load_encoder(output / "nli_checkpoint.pt").state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_help_shows_the_reference_setting_as_defaults():
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+        train.main(["--help"])
+    defaults = vars(train.parse_flags(["--train_data", "a", "--valid_data", "b"]))
+    reference = {
+        **{"model": "skt/kobert-base-v1", "max_len": 50, "batch_size": 256, "epochs": 3, "eval_steps": 250},
+        **{"lr": 1e-4, "warmup_ratio": 0.05, "temperature": 0.05, "dropout": 0.1, "weight_decay": 0.0},
+        **{"seed": 1234, "pooling": "pooler", "output_dir": "output", "select_by": "cosine_spearman"},
+    }
+    assert {name: defaults[name] for name in reference} == reference
+    for name in defaults:
+        assert f"--{name}" in text.getvalue()
+
+
+def test_run_example_refuses_what_it_does_not_know():
+    for argument, message in [("other", "unknown argument 'other'"), ("kobert", "KorNLUDatasets")]:
+        command = ["bash", str(ROOT / "run_example.sh"), argument, "/no/such/folder"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 2 and message in result.stderr

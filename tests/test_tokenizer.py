@@ -1,0 +1,142 @@
+"""KoBERT's tokenizer: ids, both circulating files, and the ways of a Hugging Face tokenizer."""
+
+import json
+import unicodedata
+
+import pytest
+
+from data.errors import UserError
+from data.kobert_tokenizer import SPECIAL_TOKENS, KoBERTTokenizer
+from data.sts import read_sts
+from data.tokenize import cached_tokens, load_tokenizer, tokenize
+from model.checkpoint import MINI
+
+PUBLISHED = ("한국어 모델을 공유합니다.", [2, 4958, 6855, 2046, 7088, 1050, 7843, 54, 3])
+ODD = ["", " ", "a [MASK] b", "[SEP]", "[CLS", "뷁 쀍", "🙂", "두\t칸\u3000띄고", "x" * 3000]
+
+
+@pytest.fixture(params=["original", "hub"])
+def tokenizer(request, vocabulary_files):
+    return KoBERTTokenizer.from_pretrained(vocabulary_files[request.param == "hub"])
+
+
+def test_published_ids(shared):
+    tokenizer = KoBERTTokenizer.from_pretrained(shared / "kobert")
+    assert tokenizer(PUBLISHED[0])["input_ids"] == PUBLISHED[1]
+    assert tokenizer.token_ids([PUBLISHED[0]], 50) == [PUBLISHED[1]]
+    vocabulary = json.loads((shared / "kobert" / "kobertvocab_f38b8a4d6d.json").read_text(encoding="utf-8"))
+    assert tokenizer.convert_ids_to_tokens(list(range(8002))) == vocabulary["idx_to_token"]
+
+
+def test_fast_path_equals_hugging_face_path_on_all_of_korsts(shared):
+    folder = shared / "korean" / "KorNLU" / "KorSTS"
+    pairs = read_sts([folder / f"sts-{part}.tsv" for part in ("train", "dev", "test")])
+    sentences = [*pairs.sentences1, *pairs.sentences2]
+    tokenizer = KoBERTTokenizer.from_pretrained(shared / "kobert")
+    assert tokenizer.token_ids(sentences, 50) == tokenizer(sentences, truncation=True, max_length=50)["input_ids"]
+
+
+def test_both_files_give_the_same_ids(vocabulary_files, sample_sentences):
+    original, hub = map(KoBERTTokenizer.from_pretrained, vocabulary_files)
+    assert original.token_ids(sample_sentences, 50) == hub.token_ids(sample_sentences, 50)
+    assert original.get_vocab() == hub.get_vocab()
+
+
+def test_fast_path_equals_hugging_face_path(tokenizer, sample_sentences):
+    sentences = [*sample_sentences, *ODD]
+    for max_len in (8, 50):
+        expected = tokenizer(sentences, truncation=True, max_length=max_len)["input_ids"]
+        assert tokenizer.token_ids(sentences, max_len) == expected
+
+
+def test_ids_are_the_pieces_in_code_point_order(vocabulary_files):
+    tokenizer = KoBERTTokenizer.from_pretrained(vocabulary_files[0])
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    assert names[:5] == SPECIAL_TOKENS
+    assert names[5:] == sorted(names[5:])
+
+
+def test_call_batch_pad_truncate(tokenizer, sample_sentences):
+    batch = tokenizer(sample_sentences[:2], padding=True, truncation=True, max_length=9, return_tensors="pt")
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["token_type_ids"].shape
+    assert batch["input_ids"].shape[1] <= 9
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == tokenizer.pad_token_id).all()
+    padded = tokenizer("가", padding="max_length", max_length=7)
+    assert padded["input_ids"][-1] == 1 and sum(padded["attention_mask"]) < 7
+    pair = tokenizer("하나", "둘")
+    assert pair["token_type_ids"][-1] == 1 and pair["input_ids"].count(3) == 2
+
+
+def test_decode_round_trip(tokenizer, sample_sentences):
+    for sentence in sample_sentences[:50]:
+        assert tokenizer.decode(tokenizer(sentence)["input_ids"], skip_special_tokens=True) == sentence
+
+
+def test_save_and_load(tokenizer, tmp_path, sample_sentences):
+    tokenizer.save_pretrained(tmp_path)
+    for again in (KoBERTTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)):
+        assert isinstance(again, KoBERTTokenizer)
+        assert again.token_ids(sample_sentences, 50) == tokenizer.token_ids(sample_sentences, 50)
+
+
+def test_decomposed_text_gives_the_same_ids(tokenizer, sample_sentences):
+    decomposed = [unicodedata.normalize("NFD", sentence) for sentence in sample_sentences]
+    assert decomposed != sample_sentences
+    assert tokenizer.token_ids(decomposed, 50) == tokenizer.token_ids(sample_sentences, 50)
+    assert tokenizer(decomposed[0])["input_ids"] == tokenizer(sample_sentences[0])["input_ids"]
+    mini = load_tokenizer(MINI)
+    assert (tokenize(decomposed, mini, 50).ids == tokenize(sample_sentences, mini, 50).ids).all()
+
+
+def test_special_tokens_mask(tokenizer):
+    ids = tokenizer("하나", "둘")["input_ids"]
+    mask = tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    assert [i for i, special in zip(ids, mask) if special] == [2, 3, 3]
+
+
+def test_foreign_files_are_refused(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        KoBERTTokenizer.from_pretrained(tmp_path / "spiece.model")
+    with pytest.raises(UserError, match="no such file"):
+        KoBERTTokenizer.from_pretrained(tmp_path / "missing.model")
+    (tmp_path / "spiece.model").unlink()
+    with pytest.raises(UserError, match="holds no SentencePiece file"):
+        KoBERTTokenizer.from_pretrained(tmp_path)
+
+
+def test_mini_vocabulary():
+    tokenizer = load_tokenizer(MINI)
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert len(tokenizer) == 12_000
+    ids = tokenizer("아침에 비가 왔다.")["input_ids"]
+    assert ids[0] == 2 and ids[-1] == 3 and 1 not in ids
+    assert (MINI / "tokenizer.json").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("kind", ["kobert", "fast"])
+def test_cache_returns_what_tokenize_does_and_is_read_again(kind, vocabulary_files, sample_sentences, monkeypatch):
+    tokenizer = load_tokenizer(vocabulary_files[0] if kind == "kobert" else MINI)
+    expected = tokenize(sample_sentences, tokenizer, 20)
+    first = cached_tokens(sample_sentences, tokenizer, 20)
+    monkeypatch.setattr("data.tokenize.tokenize", lambda *args, **kwargs: pytest.fail("tokenised twice"))
+    again = cached_tokens(sample_sentences, tokenizer, 20)
+    for tokens in (first, again):
+        assert (tokens.ids == expected.ids).all() and (tokens.offsets == expected.offsets).all()
+    monkeypatch.undo()
+
+
+def test_cache_key_covers_content_tokenizer_and_length(vocabulary_files, sample_sentences):
+    original = load_tokenizer(vocabulary_files[0])
+    cached_tokens(sample_sentences, original, 20)
+    assert cached_tokens(sample_sentences, original, 10).lengths.max() == 10
+    assert len(cached_tokens(sample_sentences[1:], original, 20).lengths) == len(sample_sentences) - 1
+    mini = load_tokenizer(MINI)
+    assert (cached_tokens(sample_sentences, mini, 20).ids == tokenize(sample_sentences, mini, 20).ids).all()
+
+
+def test_unwritable_cache_stops_nobody(vocabulary_files, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("KOSIMCSE_CACHE", str(tmp_path / "file"))
+    assert len(cached_tokens(["하나", "둘"], load_tokenizer(vocabulary_files[0]), 20).lengths) == 2
+    assert "not written" in capsys.readouterr().err

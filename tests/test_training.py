@@ -1,0 +1,238 @@
+"""The training step and loop: equal to the padded, plain one; deterministic; what a run leaves behind."""
+
+import csv
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data.errors import RunError
+from data.nli import index_sentences, read_triplets
+from data.tokenize import tokenize
+from model.checkpoint import load_encoder
+from model.losses import contrastive_loss
+from model.metrics import CORRELATIONS
+from model.microbatch import cut_by_length, encode_rows
+from model.objectives import simcse
+from model.trainer import LOG_COLUMNS, linear_schedule, parameter_groups
+from model.trainer import train as run_training
+from tests.conftest import SAMPLE
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_bert):
+    """An encoder, packed sentences and a batch of 16 triplets."""
+    triplets, _ = read_triplets([SAMPLE / "train_nli.tsv"])
+    sentences, examples = index_sentences(triplets[:16])
+    encoder = load_encoder(tiny_bert, dropout=0.0, training=True)
+    return encoder, sentences, tokenize(sentences, encoder.tokenizer, 50), examples
+
+
+def gradients(encoder, loss):
+    encoder.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 400, 100_000])
+def test_a_step_in_micro_batches_equals_the_padded_step(batch, max_tokens):
+    """The reference procedure: three passes over premises, entailments and contradictions, padded to 50."""
+    encoder, sentences, tokens, examples = batch
+    encode = functools.partial(encode_rows, encoder, tokens, max_tokens=max_tokens)
+    loss = simcse(encode, examples, temperature=0.05)
+    ours = gradients(encoder, loss)
+
+    def padded(column):
+        texts = [sentences[i] for i in examples[:, column]]
+        return encoder(
+            **encoder.tokenizer(texts, padding="max_length", truncation=True, max_length=50, return_tensors="pt")
+        )
+
+    expected_loss = contrastive_loss(padded(0), padded(1), padded(2), 0.05)
+    expected = gradients(encoder, expected_loss)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert set(ours) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_cut_by_length():
+    lengths = np.array([3, 10, 5, 5, 1, 10, 40])
+    cuts = cut_by_length(lengths, 20)
+    assert sorted(np.concatenate(cuts)) == list(range(7))
+    assert [lengths[cut].tolist() for cut in cuts] == [[40], [10, 10], [5, 5, 3, 1]]
+    for cut in cuts[1:]:
+        assert len(cut) * lengths[cut].max() <= 20
+
+
+def test_schedule_equals_transformers():
+    from transformers import get_linear_schedule_with_warmup
+
+    def rates(make):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+        schedule = make(optimizer)
+        seen = []
+        for _ in range(20):
+            seen.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return seen
+
+    for warmup in (0, 1, 5):
+        expected = rates(lambda optimizer: get_linear_schedule_with_warmup(optimizer, warmup, 20))  # noqa: B023
+        assert rates(lambda optimizer: linear_schedule(optimizer, warmup, 20)) == pytest.approx(expected)  # noqa: B023
+
+
+def test_weight_decay_spares_biases_and_layer_norms(batch):
+    encoder = batch[0]
+    decayed, spared = parameter_groups(encoder, 0.1)
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
+    names = {id(p): name for name, p in encoder.named_parameters()}
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert spared_names == {n for n in names.values() if n.endswith("bias") or "LayerNorm" in n}
+    assert len(decayed["params"]) + len(spared_names) == len(names)
+
+
+class Recorder:
+    """A run folder that only remembers."""
+
+    def __init__(self):
+        self.rows, self.saved = [], []
+
+    def log(self, **row):
+        self.rows.append(row)
+
+    def save_best(self, encoder, metrics):
+        self.saved.append(metrics)
+
+
+SETTINGS = {
+    "batch_size": 5,
+    "lr": 1e-3,
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "eval_steps": 3,
+    "select_by": "cosine_spearman",
+    "seed": 1,
+    "micro_batch_tokens": 200,
+}
+
+
+def metrics_of(score):
+    return {"avg": 0.0, **dict.fromkeys(CORRELATIONS, 0.0), "cosine_spearman": score}
+
+
+def test_the_loop_equals_a_textbook_loop(tiny_bert, batch):
+    """The same steps, written out: padded batches, AdamW, the learning rate by hand."""
+    _, sentences, tokens, examples = batch
+    ours, slow = (load_encoder(tiny_bert, dropout=0.0, training=True) for _ in range(2))
+    objective = functools.partial(simcse, temperature=0.05)
+    run_training(ours, tokens, examples, objective, lambda e: metrics_of(0.0), Recorder(), epochs=2, **SETTINGS)
+
+    slow.train()
+    optimizer = torch.optim.AdamW(parameter_groups(slow, 0.01), lr=0.0)
+    total, warmup, step = 8, 1, 0
+    for epoch in (1, 2):
+        order = np.random.default_rng([1, epoch]).permutation(16)
+        for start in range(0, 16, 5):
+            rate = 1e-3 * (step / warmup if step < warmup else (total - step) / (total - warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            rows = examples[order[start : start + 5]]
+            embeddings = [slow(**slow.tokenize([sentences[i] for i in column])) for column in rows.T]
+            optimizer.zero_grad()
+            contrastive_loss(*embeddings, 0.05).backward()
+            optimizer.step()
+            step += 1
+    assert step == total
+    # AdamW turns rounding noise of gradients that are nearly zero into whole steps, so single weights may differ;
+    # a wrong rate, order or decay moves the weights by more than a hundredth of the way they went.
+    flat = [torch.cat([p.detach().flatten() for p in e.parameters()]) for e in (load_encoder(tiny_bert), ours, slow)]
+    assert (flat[1] - flat[2]).norm() < 0.01 * (flat[2] - flat[0]).norm()
+
+
+def test_evaluations_and_the_best(tiny_bert, batch):
+    _, _, tokens, examples = batch
+    encoder = load_encoder(tiny_bert, training=True)
+    scores = iter([10.0, 30.0, math.nan, 30.0])
+    run = Recorder()
+    objective = functools.partial(simcse, temperature=0.05)
+    evaluate = lambda encoder: metrics_of(next(scores))  # noqa: E731
+    best = run_training(encoder, tokens, examples, objective, evaluate, run, epochs=2, **SETTINGS)
+    assert [row["step"] for row in run.rows if "avg" in row] == [0, 3, 6, 8]
+    assert [metrics["step"] for metrics in run.saved] == [0, 3]
+    assert (best["step"], best["cosine_spearman"]) == (3, 30.0)
+
+
+def test_a_loss_that_is_not_a_number_stops(tiny_bert, batch):
+    _, _, tokens, examples = batch
+    encoder = load_encoder(tiny_bert, training=True)
+    objective = lambda encode, rows: encode(rows[:, 0]).sum() * math.nan  # noqa: E731
+    with pytest.raises(RunError, match="the loss is nan at step 4"):
+        run_training(encoder, tokens, examples, objective, lambda e: metrics_of(1.0), Recorder(), epochs=1, **SETTINGS)
+
+
+@pytest.fixture
+def train_flags(tiny_bert, tmp_path):
+    return [
+        *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "50"),
+        *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--epochs", "2", "--eval_steps", "8", "--lr", "1e-3"),
+        *("--pooling", "mean", "--output_dir", str(tmp_path / "run")),
+    ]
+
+
+def test_a_run_leaves_everything(train_flags, tmp_path, capsys):
+    train.main(train_flags)
+    run = tmp_path / "run"
+    assert {file.name for file in run.iterdir()} == {
+        *("model", "nli_checkpoint.pt", "train_config.json", "dev_metrics.json", "log.csv")
+    }
+    with (run / "log.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == LOG_COLUMNS
+    assert [int(row["step"]) for row in rows] == [0, 8, 10, 16]
+    assert float(rows[-1]["loss"]) < float(rows[2]["loss"])
+    best = json.loads((run / "dev_metrics.json").read_text())
+    assert best["cosine_spearman"] == max(float(row["cosine_spearman"]) for row in rows if row["cosine_spearman"])
+    config = json.loads((run / "train_config.json").read_text())
+    assert config["flags"]["lr"] == 1e-3 and config["flags"]["temperature"] == 0.05 and config["triplets"] == 400
+    assert "best: step" in capsys.readouterr().err
+
+
+def test_same_seed_same_weights(train_flags, tmp_path):
+    def weights(folder, seed):
+        train.main([*train_flags, "--output_dir", str(tmp_path / folder), "--seed", seed])
+        return load_encoder(tmp_path / folder).state_dict()
+
+    first, second, other = weights("a", "1"), weights("b", "1"), weights("c", "2")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_what_we_did_not_write_is_kept(train_flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save({"model": {}}, run / "nli_checkpoint.pt")
+    (run / "log.csv").write_text("mine")
+    (run / "notes.txt").write_text("mine")
+    train.main(train_flags)
+    assert "kept as" in capsys.readouterr().out
+    assert torch.load(run / "nli_checkpoint.before-1.pt") == {"model": {}}
+    assert (run / "log.before-1.csv").read_text() == "mine" and (run / "notes.txt").read_text() == "mine"
+
+    train.main(train_flags)  # over a run of ours: replaced without a word
+    assert "kept as" not in capsys.readouterr().out
+    torch.save({"model": {}}, run / "nli_checkpoint.pt")  # the published one, put among our files
+    train.main(train_flags)
+    assert (run / "nli_checkpoint.before-2.pt").exists() and not (run / "log.before-2.csv").exists()
+
+
+def test_training_goes_on_from_a_run_folder(train_flags, tmp_path):
+    train.main(train_flags)
+    train.main([*train_flags, "--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "next"), "--lr", "1e-9"])
+    scores = [json.loads((tmp_path / name / "dev_metrics.json").read_text())["avg"] for name in ("run", "next")]
+    assert scores[1] == pytest.approx(scores[0], abs=0.1)
