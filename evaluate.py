@@ -13,7 +13,7 @@ from data import flags
 from data.errors import one_sentence_errors
 from data.sts import read_sts
 from model.checkpoint import load_encoder, write_atomically
-from model.metrics import CORRELATIONS, evaluate_sts
+from model.metrics import CORRELATIONS, evaluate_sts, json_ready
 from model.pooling import POOLINGS
 from model.utils import default_device
 
@@ -52,7 +52,7 @@ def main(argv=None):
     print_table(results)
     if args.json:
         with write_atomically(args.json) as file:
-            file.write((json.dumps([without_nan(result) for result in results], indent=1) + "\n").encode())
+            file.write((json.dumps([json_ready(result) for result in results], indent=1) + "\n").encode())
 
 
 def print_table(results):
@@ -65,11 +65,6 @@ def print_table(results):
         print("| " + " | ".join(cells + [f"{result[name]:.2f}" for name in ("avg", *CORRELATIONS)]) + " |")
     if any(math.isnan(result["avg"]) for result in results):
         print("nan: the model gives every pair the same similarity", file=sys.stderr)
-
-
-def without_nan(result):
-    """JSON has no nan: null."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in result.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Names of models into folders: a local folder is itself, anything else is fetched from the Hugging Face hub."""
 
 import re
+import sys
 from pathlib import Path
 
 from data.errors import RunError, UserError
@@ -28,6 +29,10 @@ def fetch_folder(name, weights=True):
 
     from huggingface_hub import HfApi, snapshot_download  # half a second, and most runs need no hub
     from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
     # The library raises whatever its HTTP client of the day raises, so everything is caught here.
     failure = None

@@ -115,7 +115,7 @@ def cached_tokens(sentences, tokenizer, max_len):
         except OSError as error:  # a cache is a convenience: a read-only home or a full disk stops nobody
             print(f"token cache {folder.parent} not written ({error.strerror}); tokens kept in memory", file=sys.stderr)
             return tokens
-    return Tokens(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Tokens._fields))
+    return Tokens(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in Tokens._fields))
 
 
 def _definition(tokenizer):

@@ -146,7 +146,12 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training):
     with tempfile.TemporaryDirectory() as folder:
         for name, file_content in saved.get("tokenizer_files", {}).items():
             (Path(folder) / Path(name).name).write_bytes(file_content)
-        tokenizer = load_tokenizer(tokenizer or (folder if saved else KOBERT_HUB_ID))
+        try:
+            tokenizer = load_tokenizer(tokenizer or (folder if saved else KOBERT_HUB_ID))
+        except RunError as error:
+            raise RunError(
+                f"{path} holds no tokenizer; name one with --tokenizer FILE, FOLDER or ID ({error})"
+            ) from None
     pooling = pooling or saved.get("pooling", "pooler")
     backbone = _load_backbone(path, None, config, weights, pooling, dropout, training, strict=True)
     return _assemble(backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))

@@ -36,11 +36,12 @@ def pad(tokens, rows, pad_id, device):
     Returns:
         (input_ids, attention_mask), both (n, longest) int64 on `device`.
     """
-    starts, ends = tokens.offsets[rows], tokens.offsets[rows + 1]
-    lengths = ends - starts
-    mask = np.arange(lengths.max()) < lengths[:, None]  # (n, longest)
+    starts = tokens.offsets[rows]
+    lengths = tokens.offsets[rows + 1] - starts
+    columns = np.arange(lengths.max())
+    mask = columns < lengths[:, None]  # (n, longest)
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    input_ids[mask] = np.concatenate([tokens.ids[start:end] for start, end in zip(starts, ends)])
+    input_ids[mask] = tokens.ids[(starts[:, None] + columns)[mask]]
     return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 from data.errors import UserError
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, is_ours, save_encoder, write_atomically
+from model.metrics import json_ready
 
 CONFIG_FILE = "train_config.json"
 METRICS_FILE = "dev_metrics.json"
@@ -43,7 +45,7 @@ class RunFolder:
     def save_best(self, encoder, metrics):
         """Keep this encoder as the run's best: model/, nli_checkpoint.pt and dev_metrics.json."""
         save_encoder(encoder, self.path)
-        self._write_json(METRICS_FILE, metrics)
+        self._write_json(METRICS_FILE, json_ready(metrics))
 
     def _write_json(self, name, value):
         with write_atomically(self.path / name) as file:
@@ -62,4 +64,4 @@ class RunFolder:
                 while (kept := path.with_name(f"{path.stem}.before-{number}{path.suffix}")).exists():
                     number += 1
                 path.rename(kept)
-                print(f"{path} was not written by a run of ours; kept as {kept}", flush=True)
+                print(f"{path} was not written by a run of ours; kept as {kept}", file=sys.stderr)

@@ -220,12 +220,12 @@ def test_what_we_did_not_write_is_kept(train_flags, tmp_path, capsys):
     (run / "log.csv").write_text("mine")
     (run / "notes.txt").write_text("mine")
     train.main(train_flags)
-    assert "kept as" in capsys.readouterr().out
+    assert "kept as" in capsys.readouterr().err
     assert torch.load(run / "nli_checkpoint.before-1.pt") == {"model": {}}
     assert (run / "log.before-1.csv").read_text() == "mine" and (run / "notes.txt").read_text() == "mine"
 
     train.main(train_flags)  # over a run of ours: replaced without a word
-    assert "kept as" not in capsys.readouterr().out
+    assert "kept as" not in capsys.readouterr().err
     torch.save({"model": {}}, run / "nli_checkpoint.pt")  # the published one, put among our files
     train.main(train_flags)
     assert (run / "nli_checkpoint.before-2.pt").exists() and not (run / "log.before-2.csv").exists()
