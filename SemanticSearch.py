@@ -46,7 +46,13 @@ def parse_flags(argv):
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
     add("--corpus", metavar="FILE", help="a sentence a line (default: the demo's)")
     add("--encoding", default="utf-8", help="of the corpus, such as cp949 (default: utf-8)")
-    add("--query", action="append", metavar="TEXT", help="what to look for; repeatable (default: the demo's)")
+    add(
+        "--query",
+        action="append",
+        type=flags.text,
+        metavar="TEXT",
+        help="what to look for; repeatable (default: the demo's)",
+    )
     add("--top_k", type=flags.positive_int, default=5, help="results for each query (default: 5)")
     add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
     return parser.parse_args(argv)

@@ -8,9 +8,10 @@ import argparse
 import json
 import math
 import sys
+from pathlib import Path
 
 from data import flags
-from data.errors import one_sentence_errors
+from data.errors import UserError, one_sentence_errors
 from data.sts import read_sts
 from model.checkpoint import load_encoder, write_atomically
 from model.metrics import CORRELATIONS, evaluate_sts, json_ready
@@ -23,8 +24,15 @@ COLUMNS = ["AVG", *(name.replace("_", " ").title() for name in CORRELATIONS)]
 def parse_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", nargs="+", default=["output"], help="mini, run folder, .pt, folder or hub id (default: output)")
-    add("--test_data", nargs="+", required=True, metavar="FILE", help="STS files, each scored on its own")
+    add("--model", nargs="+", action="extend", help="mini, run folder, .pt, folder or hub id (default: output)")
+    add(
+        "--test_data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="STS files, each scored on its own",
+    )
     add("--tokenizer", help="file, folder or hub id, where a model comes without one")
     add("--pooling", choices=POOLINGS, help="default: saved with the model, else pooler")
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
@@ -38,7 +46,14 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
+    if not args.model:
+        if not Path("output").is_dir():
+            raise UserError("output, the default of --model, is not there; train first, or name a model")
+        args.model = ["output"]
     test_sets = [(file, read_sts([file], args.encoding)) for file in args.test_data]
+    if args.json:
+        write_json(args.json, [])  # a path that cannot be written shows now
+    print_header(len(test_sets) > 1)
     results = []
     for name in args.model:
         encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer).to(args.device)
@@ -49,22 +64,28 @@ def main(argv=None):
                 pairs.scores,
             )
             results.append({"model": name, "data": file, "rows": len(pairs.scores), **scores})
-    print_table(results)
-    if args.json:
-        with write_atomically(args.json) as file:
-            file.write((json.dumps([json_ready(result) for result in results], indent=1) + "\n").encode())
+            print_row(results[-1], len(test_sets) > 1)
+            if args.json:
+                write_json(args.json, results)
 
 
-def print_table(results):
-    """The results as a Markdown table, columns as in the README."""
-    several = len({result["data"] for result in results}) > 1
-    print("| Model |" + " Data |" * several + "".join(f" {column} |" for column in COLUMNS))
-    print("|---|" + "---|" * several + ":---:|" * len(COLUMNS))
-    for result in results:
-        cells = [result["model"]] + [result["data"]] * several
-        print("| " + " | ".join(cells + [f"{result[name]:.2f}" for name in ("avg", *CORRELATIONS)]) + " |")
-    if any(math.isnan(result["avg"]) for result in results):
+def print_header(with_data):
+    """The head of a Markdown table, columns as in the README."""
+    print("| Model |" + " Data |" * with_data + "".join(f" {column} |" for column in COLUMNS))
+    print("|---|" + "---|" * with_data + ":---:|" * len(COLUMNS), flush=True)
+
+
+def print_row(result, with_data):
+    cells = [result["model"]] + [result["data"]] * with_data
+    cells += [f"{result[name]:.2f}" for name in ("avg", *CORRELATIONS)]
+    print("| " + " | ".join(cells) + " |", flush=True)
+    if math.isnan(result["avg"]):
         print("nan: the model gives every pair the same similarity", file=sys.stderr)
+
+
+def write_json(path, results):
+    with write_atomically(path) as file:
+        file.write((json.dumps([json_ready(result) for result in results], indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

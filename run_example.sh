@@ -8,6 +8,9 @@
 # KORNLU_FOLDER holds KorNLI/ and KorSTS/ (default data/KorNLU); KOBERT is a folder or hub id (default
 # skt/kobert-base-v1). PYTHON names the interpreter that .venv is made from (default python3).
 set -euo pipefail
+for ((i = 2; i <= $#; i++)); do  # folders are meant from where the user stands
+  if [ -d "${!i}" ]; then set -- "${@:1:i-1}" "$(realpath "${!i}")" "${@:i+1}"; fi
+done
 cd "$(dirname "$0")"
 
 fail() { echo "run_example.sh: $*" >&2; exit 2; }
@@ -33,7 +36,7 @@ case "${1:-mini}" in
     setup
     echo "== train: mini (4 layers x 256, random weights) on the 400 triplets of data/sample =="
     .venv/bin/python train.py --model mini --pooling mean --train_data data/sample/train_nli.tsv \
-      --valid_data data/sample/valid_sts.tsv --batch_size 64 --epochs 10 --lr 5e-4 --eval_steps 10 --output_dir output
+      --valid_data data/sample/valid_sts.tsv --batch_size 64 --eval_steps 7 --output_dir output
     echo "== test: the 200 pairs of data/sample/test_sts.tsv, before (mini) and after (output) =="
     .venv/bin/python evaluate.py --model mini output --pooling mean --test_data data/sample/test_sts.tsv
     echo "== semantic search with output/nli_checkpoint.pt =="

@@ -22,12 +22,13 @@ from data import flags
 from data.errors import one_sentence_errors
 from data.nli import PAIRINGS, index_sentences, read_triplets
 from data.sts import read_sts
+from data.tables import require_files
 from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts
 from model.objectives import simcse
 from model.pooling import POOLINGS
-from model.run_folder import RunFolder
+from model.run_folder import RunFolder, check_run_folder
 from model.trainer import LOG_COLUMNS, train
 from model.utils import default_device
 
@@ -44,8 +45,15 @@ def parse_flags(argv):
     add("--pooling", choices=POOLINGS, default="pooler", help="how token states become a sentence's vector")
     add("--max_len", type=flags.positive_int, default=50, help="tokens a sentence is cut at")
     add("--dropout", type=flags.fraction, default=0.1, help="every dropout of the backbone")
-    add("--train_data", nargs="+", required=True, metavar="FILE", help="KorNLI files or triplet files")
-    add("--valid_data", nargs="+", required=True, metavar="FILE", help="STS files the best checkpoint is chosen on")
+    add("--train_data", nargs="+", action="extend", required=True, metavar="FILE", help="KorNLI files or triplet files")
+    add(
+        "--valid_data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="STS files the best checkpoint is chosen on",
+    )
     add("--encoding", default="utf-8", help="of the data files, such as cp949")
     add("--pairing", choices=PAIRINGS, default="one", help="triplets from KorNLI: one a premise, or all")
     add("--batch_size", type=flags.positive_int, default=256, help="triplets in a step")
@@ -57,7 +65,7 @@ def parse_flags(argv):
     add("--eval_steps", type=flags.positive_int, default=250, help="steps between evaluations")
     add("--select_by", choices=SELECTABLE, default="cosine_spearman", help="what the best checkpoint has most of")
     add("--micro_batch_tokens", type=flags.positive_int, default=2048, help="tokens in a forward pass: speed, memory")
-    add("--seed", type=int, default=1234, help="of initialisation, order, dropout and pairing")
+    add("--seed", type=flags.seed, default=1234, help="of initialisation, order, dropout and pairing")
     add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
     add("--output_dir", default="output", help="the run folder")
     return parser.parse_args(argv)
@@ -66,7 +74,11 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
+    require_files([*args.train_data, *args.valid_data])
+    check_run_folder(args.output_dir)
     torch.manual_seed(args.seed)
+    encoder = load_encoder(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout, training=True)
+    encoder.to(args.device)
 
     triplets, dropped = read_triplets(args.train_data, args.pairing, args.seed, args.encoding)
     sentences, examples = index_sentences(triplets)
@@ -75,8 +87,6 @@ def main(argv=None):
     if dropped.counts:
         say(f"dropped: {dropped}")
 
-    encoder = load_encoder(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout, training=True)
-    encoder.to(args.device)
     tokens = cached_tokens(sentences, encoder.tokenizer, args.max_len)
     dev_tokens = cached_tokens([*dev.sentences1, *dev.sentences2], encoder.tokenizer, args.max_len)
 

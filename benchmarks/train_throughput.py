@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from data import flags
+from data.errors import RunError, UserError, one_sentence_errors
 from data.nli import index_sentences, read_triplets
 from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
@@ -52,6 +53,9 @@ def run_side(args):
     torch.manual_seed(0)
     triplets, _ = read_triplets(args.train_data)
     sentences, examples = index_sentences(triplets)
+    needed = (args.steps + 2) * args.batch_size
+    if needed > len(examples):
+        raise UserError(f"--steps {args.steps}: needs {needed:,} triplets, the files have {len(examples):,}")
     encoder = load_encoder(args.model, "pooler", MAX_LEN, training=True).train()
     tokens = cached_tokens(sentences, encoder.tokenizer, MAX_LEN)
     optimizer = torch.optim.AdamW(parameter_groups(encoder, 0.0), lr=1e-4, fused=True)
@@ -71,6 +75,7 @@ def run_side(args):
     print(json.dumps({"rate": args.steps * args.batch_size / seconds, "megabytes": megabytes, "loss": loss.item()}))
 
 
+@one_sentence_errors
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -90,7 +95,10 @@ def main(argv=None):
     for _ in range(args.rounds):
         for side, runs in results.items():
             command = [sys.executable, "-m", "benchmarks.train_throughput", *own_flags, "--side", side]
-            runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            result = subprocess.run(command, stdout=subprocess.PIPE)
+            if result.returncode:
+                raise RunError(f"the side {side!r} failed")
+            runs.append(json.loads(result.stdout))
     print(f"{args.model}, batch {args.batch_size}, fp32, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for side, runs in results.items():
         rates = sorted(run["rate"] for run in runs)

@@ -23,6 +23,8 @@ def one_sentence_errors(main):
 
     @functools.wraps(main)
     def run(argv=None):
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a console that cannot show a character shows a question mark
         try:
             return main(argv)
         except UserError as error:

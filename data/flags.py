@@ -24,10 +24,25 @@ def fraction(text):
 def device(text):
     """A torch device that is there."""
     try:
+        if text.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
         torch.empty(0, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; try cpu") from None
     return torch.device(text)
+
+
+def seed(text):
+    return _checked(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2^63")
+
+
+def text(value):
+    """Text from the command line, which arrives with bytes that are no text smuggled in as surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not valid UTF-8 text") from None
+    return value
 
 
 def _checked(text, convert, is_valid, expected):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from data.errors import RunError, UserError
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 SMALL_FILES = ["*.json", "*.model", "*.spiece", "*.txt"]  # configuration and every kind of vocabulary
-ANSWER_SECONDS = 4
+ANSWER_SECONDS = 3
 
 
 def fetch_folder(name, weights=True):
@@ -24,7 +24,7 @@ def fetch_folder(name, weights=True):
     """
     if Path(name).is_dir():
         return Path(name)
-    if not HUB_ID.fullmatch(str(name)) or Path(name).suffix in (".pt", ".model", ".spiece"):
+    if not HUB_ID.fullmatch(str(name)) or Path(name).suffix in (".pt", ".bin", ".model", ".spiece"):
         raise UserError(f"{name}: no such file or folder")
 
     from huggingface_hub import HfApi, snapshot_download  # half a second, and most runs need no hub
@@ -54,7 +54,7 @@ def fetch_folder(name, weights=True):
         if isinstance(error, OSError) and error.errno == 28:  # no space left: not the hub's fault
             raise
         raise RunError(
-            f"{name}: not in the local cache, and the Hugging Face hub cannot be reached "
+            f"{name}: no such folder here, and the Hugging Face hub cannot be reached for a model of that name "
             f"({type(failure or error).__name__}); on a machine that reaches it run "
             f"`hf download {name} --local-dir FOLDER`, copy FOLDER here and give it in place of the name"
         ) from None

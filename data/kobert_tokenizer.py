@@ -81,8 +81,9 @@ class KoBERTTokenizer(PreTrainedTokenizer):
         encoded = self.sp_model.encode([unicodedata.normalize("NFC", sentence) for sentence in sentences])
         model_ids = self.model_ids.tolist()
         rows = [[CLS, *[model_ids[i] for i in ids[: max_len - 2]], SEP] for ids in encoded]
+        added_tokens = list(self.added_tokens_encoder)
         for i, sentence in enumerate(sentences):
-            if "[" in sentence and any(token in sentence for token in self.added_tokens_encoder):
+            if any(token in sentence for token in added_tokens):
                 rows[i] = self(sentence, truncation=True, max_length=max_len)["input_ids"]  # "[MASK]" is one token
         return rows
 
@@ -127,7 +128,9 @@ class KoBERTTokenizer(PreTrainedTokenizer):
         return [1] + [0] * len(token_ids_0) + [1] + second
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
-        target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}spiece.model"
+        # the original's ids are not the model's: under the hub's name other readers would take them for it
+        name = "spiece.model" if self.sp_model.id_to_piece(0) == "[UNK]" else "tokenizer_78b3253a26.model"
+        target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{name}"
         target.write_bytes(self.sp_model.serialized_model_proto())
         return (str(target),)
 

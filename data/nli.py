@@ -1,6 +1,7 @@
 """NLI files into triplets (premise, entailment, contradiction), the training data of supervised SimCSE."""
 
 import random
+import re
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from data.tables import read_tsv, wrong_columns
 KORNLI_HEADER = ["sentence1", "sentence2", "gold_label"]
 LABELS = ("entailment", "neutral", "contradiction")
 PAIRINGS = ("one", "all")
+SCORE = re.compile(r"\d(\.\d+)?")
 
 
 class Dropped:
@@ -96,7 +98,15 @@ def _triplet_rows(path, rows, dropped):
             expected = f"3 separated by tabs (anchor, positive, negative) or the header {KORNLI_HEADER} in line 1"
             raise wrong_columns(path, number, fields, expected)
         premise, entailment, contradiction = fields
+        if contradiction in LABELS:
+            raise UserError(
+                f"{path}, line {number}: a label where a sentence should be; put the header {KORNLI_HEADER} on top"
+            )
+        if SCORE.fullmatch(contradiction):
+            raise UserError(f"{path}, line {number}: a score where a sentence should be; training takes triplets")
         reason = _unusable(premise, entailment) or _unusable(premise, contradiction)
+        if not reason and entailment == contradiction:
+            reason = "positive equal to negative"
         if reason == "empty":
             raise UserError(f"{path}, line {number}: a sentence is empty; expected anchor, positive and negative")
         if reason:

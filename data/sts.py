@@ -1,5 +1,6 @@
 """STS files into scored sentence pairs, the evaluation data."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from data.errors import UserError
 from data.tables import read_csv, read_json, read_tsv, wrong_columns
 
 KORSTS_HEADER = ["genre", "filename", "year", "id", "score", "sentence1", "sentence2"]
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's escapes can spell what no encoding can hold
 
 
 class ScoredPairs(NamedTuple):
@@ -39,7 +41,7 @@ def read_sts(paths, encoding="utf-8"):
         before = len(pairs)
         pairs.extend(_checked(*row) for row in read_rows(path, encoding))
         if len(pairs) == before:
-            raise UserError(f"{path}: no rows under the header")
+            raise UserError(f"{path}: holds no rows")
     sentences1, sentences2, scores = zip(*pairs)
     if len(set(scores)) < 2:
         files = ", ".join(map(str, paths))
@@ -95,11 +97,14 @@ def _checked(place, sentence1, sentence2, score):
     try:
         number = float(score)
     except (TypeError, ValueError):
-        raise UserError(f"{place}: score {score!r} is not a number; expected 0 to 5") from None
+        header = "; of headers only KorSTS's is known, remove the line" if place.endswith("line 1") else ""
+        raise UserError(f"{place}: score {score!r} is not a number; expected 0 to 5{header}") from None
     if not 0 <= number <= 5:  # also false for nan
         raise UserError(f"{place}: score {score} is outside 0..5; rescale the scores to 0..5")
     if not isinstance(sentence1, str) or not isinstance(sentence2, str):
         raise UserError(f"{place}: a sentence is not text ({sentence1!r}, {sentence2!r})")
+    if SURROGATE.search(sentence1 + sentence2):
+        raise UserError(f"{place}: half a character (a lone surrogate) in a sentence; save the file again")
     if not sentence1.strip() or not sentence2.strip():
         raise UserError(f"{place}: a sentence is empty; write one or remove the row")
     return sentence1.strip(), sentence2.strip(), number

@@ -9,6 +9,13 @@ from pathlib import Path
 from data.errors import UserError
 
 
+def require_files(paths):
+    """Raise UserError for the first path that is not a file: a typo shows before anything long begins."""
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+
+
 def read_text(path, encoding="utf-8"):
     """A whole file as one string, Unicode NFC, without a byte order mark, every line end a single LF.
 
@@ -19,9 +26,10 @@ def read_text(path, encoding="utf-8"):
         UserError: the file is missing, empty, or not in `encoding`; the sentence names the line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    require_files([path])
     content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not encoding.lower().startswith(("utf-16", "utf16")):
+        raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
     try:
         text = content.decode(encoding)
     except LookupError:
@@ -76,6 +84,8 @@ def read_json(path, encoding="utf-8"):
         return json.loads(read_text(path, encoding))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{path}: not usable JSON (nested too deeply)") from None
 
 
 def read_lines(path, encoding="utf-8"):

@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 from data.errors import UserError
 from data.hub import fetch_folder
 from data.kobert_tokenizer import KoBERTTokenizer, sentencepiece_file
+from data.tables import read_json
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # besides SentencePiece's *.model
 CHUNK = 10_000  # sentences handed to a tokenizer at a time
 CACHE_FORMAT = 1  # part of the cache's key: raise it when the ids or the files change
 
@@ -34,6 +36,11 @@ class Tokens(NamedTuple):
         return np.diff(self.offsets)
 
 
+def has_tokenizer(folder):
+    """Whether a model folder brings a tokenizer along."""
+    return any((Path(folder) / file).is_file() for file in TOKENIZER_FILES) or any(Path(folder).glob("*.model"))
+
+
 def load_tokenizer(name):
     """The tokenizer of a SentencePiece file, a folder or a hub id.
 
@@ -47,15 +54,14 @@ def load_tokenizer(name):
     if Path(name).is_file():
         return KoBERTTokenizer.from_pretrained(name)
     folder = fetch_folder(name, weights=False)
-    config = folder / "config.json"
-    is_bert = not config.is_file() or json.loads(config.read_text(encoding="utf-8")).get("model_type") == "bert"
-    found = [file for file in ("tokenizer.json", "vocab.txt", "vocab.json") if (folder / file).is_file()]
-    if is_bert and not found and sentencepiece_file(folder):
-        return KoBERTTokenizer.from_pretrained(folder)
-    if not found and not any(folder.glob("*.model")):  # AutoTokenizer would make an empty one
+    if not has_tokenizer(folder):  # AutoTokenizer would make an empty one
         raise UserError(f"{name}: no tokenizer there; name one with --tokenizer")
+    config = folder / "config.json"
+    is_bert = not config.is_file() or read_json(config).get("model_type") == "bert"
+    if is_bert and sentencepiece_file(folder) and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return KoBERTTokenizer.from_pretrained(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"{name}: its tokenizer cannot be loaded ({reason}); name one with --tokenizer") from None
@@ -97,31 +103,50 @@ def cached_tokens(sentences, tokenizer, max_len):
     key = hashlib.sha256(f"{CACHE_FORMAT} {max_len} {_definition(tokenizer)}".encode())
     for sentence in sentences:
         key.update(sentence.encode("utf-8", "surrogatepass") + b"\0")
-    root = Path(os.environ.get("KOSIMCSE_CACHE", Path.home() / ".cache" / "kosimcse"))
+    root = Path(os.environ.get("KOSIMCSE_CACHE") or Path.home() / ".cache" / "kosimcse")
     folder = root / "tokens" / key.hexdigest()[:32]
-    if not folder.is_dir():
+    tokens = _read_cache(folder, len(sentences))
+    if tokens is None:
         tokens = tokenize(sentences, tokenizer, max_len, show_progress=True)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
-            try:
-                for name, array in tokens._asdict().items():
-                    np.save(building / f"{name}.npy", array)
-                building.rename(folder)
-            except OSError:
-                shutil.rmtree(building, ignore_errors=True)
-                if not folder.is_dir():  # not another process that was first
-                    raise
+            _write_cache(folder, tokens)
         except OSError as error:  # a cache is a convenience: a read-only home or a full disk stops nobody
             print(f"token cache {folder.parent} not written ({error.strerror}); tokens kept in memory", file=sys.stderr)
-            return tokens
-    return Tokens(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in Tokens._fields))
+    return tokens
+
+
+def _read_cache(folder, n):
+    """The n tokenised sentences in `folder`, or None where it is missing or damaged."""
+    try:
+        # asarray: plain views of the mapped files, without memmap's cost at every access
+        tokens = Tokens(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in Tokens._fields))
+    except (OSError, ValueError, EOFError):
+        return None
+    return tokens if len(tokens.offsets) == n + 1 and tokens.offsets[-1] == len(tokens.ids) else None
+
+
+def _write_cache(folder, tokens):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    try:
+        for name, array in tokens._asdict().items():
+            with (building / f"{name}.npy").open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():  # damaged, or another process was first: theirs is the same
+            folder.rename(building / "replaced")
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(folder / "replaced", ignore_errors=True)
 
 
 def _definition(tokenizer):
     """Everything the ids of a sentence depend on, as a string."""
     if isinstance(tokenizer, KoBERTTokenizer):
-        return hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
+        pieces = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
+        return pieces + str(sorted(tokenizer.added_tokens_encoder.items()))
     if tokenizer.is_fast:
         definition = json.loads(tokenizer.backend_tokenizer.to_str())
         return json.dumps({**definition, "truncation": None, "padding": None})  # those two are left by the last call

@@ -3,20 +3,21 @@
 import contextlib
 import json
 import os
-import pickle
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BertConfig
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, BertConfig
 from transformers.utils import logging as transformers_logging
 
 from data.errors import RunError, UserError
 from data.hub import fetch_folder
-from data.tokenize import load_tokenizer
+from data.tables import read_json
+from data.tokenize import has_tokenizer, load_tokenizer
 from model.encoder import SentenceEncoder
 
 MINI = Path(__file__).parent / "mini"
@@ -25,7 +26,11 @@ MODEL_FOLDER = "model"
 SETTINGS_FILE = "sentence_encoder.json"  # beside the weights of a folder that we saved: pooling and max_len
 KOBERT_HUB_ID = "skt/kobert-base-v1"
 KOBERT_CONFIG = {"vocab_size": 8002, "pad_token_id": 1}  # else BERT-base: 12 layers x 768, 12 heads, 512 positions
-DROPOUT_NAMES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate")
+SAVED_SETTINGS = {"config", "pooling", "max_len", "tokenizer_files"}  # of a `.pt`, beside its weights
+DROPOUT_NAMES = (  # what the families call theirs
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+    *("mlp_dropout", "embedding_dropout"),
+)
 
 
 def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None, training=False):
@@ -36,7 +41,8 @@ def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None,
             one, which holds weights only and is KoBERT's), a folder of Hugging Face or sentence-transformers, or a
             hub id.
         pooling, max_len: None takes what was saved with the model, else "pooler" and 50.
-        tokenizer: file, folder or hub id; None takes the model's own (for a bare `.pt` KoBERT's, from the hub).
+        tokenizer: file, folder or hub id, for a model that comes without one (a bare `.pt`: None takes KoBERT's
+            from the hub). A model's own is never replaced.
         dropout: set for every dropout in the backbone; None leaves its configuration alone.
         training: a pooler that the weights lack is initialised at random, and said so, instead of refused.
 
@@ -51,7 +57,7 @@ def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None,
             if not training:  # the same random weights every time; a training's are its seed's
                 torch.manual_seed(1234)
             backbone = AutoModel.from_config(config)
-        return _assemble(backbone, load_tokenizer(tokenizer or MINI), pooling or "pooler", max_len or 50)
+        return _assemble(name, backbone, _own_tokenizer(name, MINI, tokenizer), pooling or "pooler", max_len or 50)
     path = Path(name)
     if path.is_file():
         return _load_file(path, pooling, max_len, tokenizer, dropout, training)
@@ -70,33 +76,44 @@ def save_encoder(encoder, run_folder):
         RunError: a write failed (a full disk); what was there before is still there.
     """
     run_folder = Path(run_folder)
-    building = run_folder / f"{MODEL_FOLDER}.building"
+    run_folder.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=run_folder))
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
         encoder.tokenizer.save_pretrained(building)
         tokenizer_files = {file.name: file.read_bytes() for file in building.iterdir()}
         with _quiet_transformers():
             encoder.bert.save_pretrained(building)
         settings = {"pooling": encoder.pooling, "max_len": encoder.max_len}
         (building / SETTINGS_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        _replace_folder(building, run_folder / MODEL_FOLDER)
+        _sync(building)
 
         weights = {f"bert.{key}": value.cpu() for key, value in encoder.bert.state_dict().items()}
         extra = {"config": encoder.bert.config.to_json_string(), **settings, "tokenizer_files": tokenizer_files}
         with write_atomically(run_folder / CHECKPOINT_FILE) as file:
             torch.save({"model": weights, "encoder": extra}, file)
+        # all bytes are on disk: from here on there are only renames
+        (run_folder / MODEL_FOLDER).mkdir(exist_ok=True)
+        for file in building.iterdir():
+            file.replace(run_folder / MODEL_FOLDER / file.name)
     except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(building, ignore_errors=True)
         raise RunError(
-            f"{run_folder}: the checkpoint could not be written ({_first_line(error)}); the one before it is intact"
+            f"{run_folder}: the checkpoint could not be written ({_first_line(error)}); what was there is intact"
         ) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def write_atomically(path):
-    """A binary file to write that takes its name only when it is complete: temporary name, fsync, rename."""
+    """A binary file to write that takes its name only when it is complete: temporary name, fsync, rename.
+
+    Raises:
+        UserError: the name is taken by a folder or a device.
+        OSError: the write failed; names `path`.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not an ordinary file; name another")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -104,57 +121,40 @@ def write_atomically(path):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
-def is_ours(checkpoint):
-    """Whether a `.pt` file was written by save_encoder; false for anything unreadable."""
-    try:
-        return "encoder" in _read_pt(checkpoint)
-    except UserError:
-        return False
-
-
-def _replace_folder(source, target):
-    """Move the files of `source` over those of `target`, the weights last, and drop what `source` does not have."""
-    target.mkdir(exist_ok=True)
-    files = sorted(source.iterdir(), key=lambda file: file.suffix == ".safetensors")
-    for file in files:
-        shutil.copymode(source / SETTINGS_FILE, file)  # safetensors makes files nobody else may read
+def _sync(folder):
+    for file in folder.iterdir():
+        shutil.copymode(folder / SETTINGS_FILE, file)  # safetensors makes files that nobody else may read
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    for stale in {file.name for file in target.iterdir()} - {file.name for file in files}:
-        (target / stale).unlink()
-    for file in files:
-        file.replace(target / file.name)
-    source.rmdir()
 
 
 def _load_file(path, pooling, max_len, tokenizer, dropout, training):
     """Our `nli_checkpoint.pt`, or the published one."""
-    content = _read_pt(path)
-    saved = content.get("encoder", {})
-    # position_ids: a buffer that old versions of transformers saved
-    weights = {key: value for key, value in content["model"].items() if key != "bert.embeddings.position_ids"}
-    foreign = [key for key in weights if not key.startswith("bert.")]
-    if foreign:
-        raise UserError(f"{path}: holds {foreign[0]!r}; expected weights named bert.*, as this repository writes them")
-    weights = {key.removeprefix("bert."): value for key, value in weights.items()}
-    config = AutoConfig.for_model(**json.loads(saved["config"])) if saved else BertConfig(**KOBERT_CONFIG)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, file_content in saved.get("tokenizer_files", {}).items():
-            (Path(folder) / Path(name).name).write_bytes(file_content)
+    weights, saved = _read_pt(path)
+    if saved:
+        config = AutoConfig.for_model(**json.loads(saved["config"]))
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in saved["tokenizer_files"].items():
+                (Path(folder) / Path(name).name).write_bytes(content)
+            tokenizer = _own_tokenizer(path, folder, tokenizer)
+    else:
+        config = BertConfig(**KOBERT_CONFIG)
         try:
-            tokenizer = load_tokenizer(tokenizer or (folder if saved else KOBERT_HUB_ID))
+            tokenizer = load_tokenizer(tokenizer or KOBERT_HUB_ID)
         except RunError as error:
             raise RunError(
-                f"{path} holds no tokenizer; name one with --tokenizer FILE, FOLDER or ID ({error})"
+                f"{path} holds weights only; name its tokenizer with --tokenizer FILE, FOLDER or ID (in the demo: the "
+                f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
             ) from None
     pooling = pooling or saved.get("pooling", "pooler")
     backbone = _load_backbone(path, None, config, weights, pooling, dropout, training, strict=True)
-    return _assemble(backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))
+    return _assemble(path, backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))
 
 
 def _load_folder(folder, pooling, max_len, tokenizer, dropout, training):
@@ -162,18 +162,17 @@ def _load_folder(folder, pooling, max_len, tokenizer, dropout, training):
     saved, backbone_folder = {}, folder
     ours = (folder / SETTINGS_FILE).is_file()
     if ours:
-        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        saved = read_json(folder / SETTINGS_FILE)
     elif (folder / "modules.json").is_file():
         backbone_folder, saved = _sentence_transformers_settings(folder)
     try:
-        config = AutoConfig.from_pretrained(backbone_folder)
+        config = AutoConfig.from_pretrained(backbone_folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
         raise UserError(f"{folder}: not a model folder ({_first_line(error)})") from None
     pooling = pooling or saved.get("pooling", "pooler")
     backbone = _load_backbone(folder, backbone_folder, config, None, pooling, dropout, training, strict=ours)
-    return _assemble(
-        backbone, load_tokenizer(tokenizer or backbone_folder), pooling, max_len or saved.get("max_len", 50)
-    )
+    tokenizer = _own_tokenizer(folder, backbone_folder, tokenizer)
+    return _assemble(folder, backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))
 
 
 def _load_backbone(name, folder, config, weights, pooling, dropout, training, strict):
@@ -181,8 +180,9 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, st
 
     `strict` refuses weights the model has no place for; a pretrained model may bring heads (MLM) along.
     """
-    if config.is_encoder_decoder or type(config) not in MODEL_MAPPING:
-        raise UserError(f"{name}: {config.model_type} is not a plain encoder; BERT, RoBERTa, ELECTRA and the like are")
+    # what can be trained as a masked language model reads in both directions
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(f"{name}: {config.model_type} is not a text encoder; BERT, RoBERTa, ELECTRA and the like are")
     _set_dropout(config, dropout)
     try:
         with _quiet_transformers():
@@ -190,7 +190,8 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, st
                 folder, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # truncated, missing, of other shapes: the libraries raise many kinds
-        raise UserError(f"{name}: these weights cannot be loaded ({_first_line(error)})") from None
+        reason = "it holds Python objects besides tensors" if "weights_only" in str(error) else _first_line(error)
+        raise UserError(f"{name}: these weights cannot be loaded ({reason})") from None
     missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
     lacks_pooler = any(key.startswith("pooler.") for key in info["missing_keys"])
     unexpected = {key for key in info["unexpected_keys"] if strict}
@@ -204,37 +205,59 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, st
         )
     if lacks_pooler and pooling == "pooler":
         if not training:
-            raise UserError(f"{name}: the weights have no pooler; choose --pooling cls or mean")
+            raise UserError(f"{name}: the weights have no pooler; choose another --pooling, such as cls or mean")
         print(f"{name}: the weights have no pooler; it starts at random and is trained", file=sys.stderr)
     return backbone
 
 
-def _assemble(backbone, tokenizer, pooling, max_len):
+def _own_tokenizer(name, folder, given):
+    """The model's own tokenizer, or, where it comes without one, the one given with --tokenizer."""
+    if not has_tokenizer(folder):
+        if given is None:
+            raise UserError(f"{name}: comes without a tokenizer; name one with --tokenizer")
+        return load_tokenizer(given)
+    if given is not None:
+        print(f"{name} has its own tokenizer; {given} is not used for it", file=sys.stderr)
+    return load_tokenizer(folder)
+
+
+def _assemble(name, backbone, tokenizer, pooling, max_len):
     """The encoder in eval mode, after a look at whether tokenizer and model belong together."""
     if len(tokenizer) > backbone.config.vocab_size:
         raise UserError(
-            f"--tokenizer: its vocabulary ({len(tokenizer):,}) is larger than the model's "
-            f"({backbone.config.vocab_size:,}); give the tokenizer this model was trained with"
+            f"{name}: the tokenizer's vocabulary ({len(tokenizer):,}) is larger than the model's "
+            f"({backbone.config.vocab_size:,}); with --tokenizer name the one it was trained with"
         )
     if tokenizer.pad_token_id is None:
-        raise UserError("--tokenizer: it has no padding token; give the tokenizer this model was trained with")
+        raise UserError(f"{name}: the tokenizer has no padding token; with --tokenizer name the model's own")
+    if not isinstance(max_len, int):
+        raise UserError(f"{name}: its maximum length is {max_len!r}; expected a whole number")
     return SentenceEncoder(backbone, tokenizer, pooling, max_len).eval()
 
 
 def _read_pt(path):
-    """The content of a `.pt` file: a dict with "model", tensors mapped from disk. Code in it is refused, not run."""
+    """A `.pt` file as (weights without their `bert.`, what else was saved or {}). Code in it is refused, not run."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+        # tensors are mapped from disk, so an optimiser's state beside the weights costs nothing
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception:  # the unpickler stumbles over foreign bytes in every way there is
         raise UserError(
-            f"{path}: refused: it is damaged, or holds Python objects besides tensors, which could run code on loading "
-            f"({_first_line(error)})"
+            f"{path}: not a whole PyTorch checkpoint of tensors: it is damaged, of another kind, or holds Python "
+            "objects, which are refused because loading them could run code"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a whole PyTorch checkpoint ({_first_line(error)}); copy it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: no checkpoint of an encoder: expected a dict with the weights under 'model'")
-    return content
+    for key, value in content["model"].items():
+        if not isinstance(key, str) or not key.startswith("bert.") or not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: holds {key!r}; expected tensors named bert.*, as this repository writes them")
+    saved = content.get("encoder", {})
+    if "encoder" in content and (not isinstance(saved, dict) or not SAVED_SETTINGS <= set(saved)):
+        raise UserError(f"{path}: its 'encoder' part is not as this repository writes it; copy the file again")
+    weights = {key.removeprefix("bert."): value for key, value in content["model"].items()}
+    weights.pop("embeddings.position_ids", None)  # a buffer that old versions of transformers saved
+    return weights, saved
 
 
 def _sentence_transformers_settings(folder):
@@ -243,11 +266,11 @@ def _sentence_transformers_settings(folder):
     Raises:
         UserError: it does something after or beside the transformer that we do not.
     """
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = read_json(folder / "modules.json")
     kinds = {module["type"].split(".")[-1]: folder / module["path"] for module in modules}
     if set(kinds) != {"Transformer", "Pooling"}:
         raise UserError(f"{folder}: has the modules {', '.join(kinds)}; expected Transformer and Pooling alone")
-    config = json.loads((kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    config = read_json(kinds["Pooling"] / "config.json")
     mode = config.get("pooling_mode")  # one string since version 5.5, one boolean a mode before
     if mode is None:
         on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -259,7 +282,7 @@ def _sentence_transformers_settings(folder):
     # the length: in a file of its own, or as the tokenizer's, where a huge number means none
     for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         path = kinds["Transformer"] / file
-        length = json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
+        length = read_json(path).get(key) if path.is_file() else None
         if length and length < 1_000_000:
             return kinds["Transformer"], {**settings, "max_len": length}
     return kinds["Transformer"], settings

@@ -56,7 +56,7 @@ def encode_rows(encoder, tokens, rows, max_tokens):
     Returns:
         (n, d), in the order of `rows`.
     """
-    cuts = cut_by_length(tokens.lengths[rows], max_tokens)
+    cuts = cut_by_length(tokens.offsets[rows + 1] - tokens.offsets[rows], max_tokens)
     embeddings = [encoder(*pad(tokens, rows[cut], encoder.pad_id, encoder.device)) for cut in cuts]
     position = np.argsort(np.concatenate(cuts))  # where each row's embedding stands in the concatenation
     return torch.cat(embeddings)[torch.from_numpy(position).to(encoder.device)]

@@ -6,34 +6,37 @@ import sys
 from pathlib import Path
 
 from data.errors import UserError
-from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, is_ours, save_encoder, write_atomically
+from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, save_encoder, write_atomically
 from model.metrics import json_ready
 
 CONFIG_FILE = "train_config.json"
 METRICS_FILE = "dev_metrics.json"
 LOG_FILE = "log.csv"
-MARK = "kosimcse_run"  # a key of CONFIG_FILE: this folder is a run of ours
+NAMES = (MODEL_FOLDER, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE)
 
 
 class RunFolder:
     """Config, log, and best checkpoint of one training run.
 
-    Files of an earlier run of ours are replaced; anything else in the way is renamed, with a line that says so.
+    Whatever already has one of these names, an earlier run or a checkpoint put there by hand, moves to
+    `previous-1/` (or the next free number) inside the folder, with a line that says so. Nothing is overwritten.
 
     Args:
         path: created if missing.
         config: JSON-able dict, every setting of the run.
         log_columns: the columns of log.csv, in order.
+
+    Raises:
+        UserError: the path is a file, or the folder of this repository's code.
     """
 
     def __init__(self, path, config, log_columns):
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--output_dir {path}: is a file; name a folder")
+        check_run_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._make_way()
         self.log_columns = log_columns
-        self._write_json(CONFIG_FILE, {MARK: 1, **config})
+        self._write_json(CONFIG_FILE, config)
         with (self.path / LOG_FILE).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(log_columns)
 
@@ -52,16 +55,21 @@ class RunFolder:
             file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _make_way(self):
-        try:
-            ours = MARK in json.loads((self.path / CONFIG_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        for name in (MODEL_FOLDER, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE):
-            path = self.path / name
-            # a published checkpoint may have been put among the files of an earlier run
-            if path.exists() and not (ours and (name != CHECKPOINT_FILE or is_ours(path))):
-                number = 1
-                while (kept := path.with_name(f"{path.stem}.before-{number}{path.suffix}")).exists():
-                    number += 1
-                path.rename(kept)
-                print(f"{path} was not written by a run of ours; kept as {kept}", file=sys.stderr)
+        in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
+        if in_the_way:
+            number = 1
+            while (previous := self.path / f"previous-{number}").exists():
+                number += 1
+            previous.mkdir()
+            for path in in_the_way:
+                path.rename(previous / path.name)
+            print(f"{self.path} was in use; what was there is kept in {previous}", file=sys.stderr)
+
+
+def check_run_folder(path):
+    """Raise UserError where no run may write: on a file, or over the packages of this repository."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {path}: is a file; name a folder")
+    if (path / MODEL_FOLDER / "__init__.py").exists():
+        raise UserError(f"--output_dir {path}: holds the code of this repository; name another folder")

@@ -56,7 +56,7 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(encoder, weight_decay), lr=lr, fused=True)
     steps_per_epoch = math.ceil(len(examples) / batch_size)
     total_steps = epochs * steps_per_epoch
-    schedule = linear_schedule(optimizer, math.ceil(warmup_ratio * total_steps), total_steps)
+    schedule = linear_schedule(optimizer, int(warmup_ratio * total_steps), total_steps)
     encode = functools.partial(encode_rows, encoder, tokens, max_tokens=micro_batch_tokens)
 
     def evaluate_and_keep(step, best):
@@ -65,7 +65,7 @@ def train(
         score = metrics[select_by]
         tqdm.write(f"step {step}: dev {select_by} {score:.2f}", file=sys.stderr)
         # nan (every embedding the same) is never better; the first evaluation is kept whatever it is
-        if best is None or score > best[select_by] or math.isnan(best[select_by]):
+        if best is None or score > best[select_by] or (math.isnan(best[select_by]) and not math.isnan(score)):
             best = {"step": step, **metrics}
             run.save_best(encoder, best)
         return metrics, best

@@ -11,8 +11,9 @@ from transformers import BertConfig, BertModel
 from data.kobert_tokenizer import SPECIAL_TOKENS, KoBERTTokenizer
 from data.tables import read_text
 
-SAMPLE = Path(__file__).parent.parent / "data" / "sample"
-SHARED = Path(os.environ.get("KOSIMCSE_SHARED", Path(__file__).parent.parent.parent / "shared"))
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "data" / "sample"
+SHARED = Path(os.environ.get("KOSIMCSE_SHARED", ROOT.parent / "shared"))
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and two threads on busy cores wait for each other
 

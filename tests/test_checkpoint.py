@@ -7,6 +7,7 @@ import stat
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel, ElectraConfig, ElectraModel
 
 from data.errors import RunError, UserError
@@ -163,7 +164,7 @@ def test_pretrained_backbone_with_a_head(tiny_bert, tmp_path, sample_sentences, 
     BertForMaskedLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert load_encoder(tmp_path, pooling="mean").encode(sample_sentences[:2]).isfinite().all()
-    with pytest.raises(UserError, match="the weights have no pooler; choose --pooling cls or mean"):
+    with pytest.raises(UserError, match="the weights have no pooler; choose another --pooling"):
         load_encoder(tmp_path, pooling="pooler")
     load_encoder(tmp_path, pooling="pooler", training=True)
     assert "starts at random" in capsys.readouterr().err
@@ -186,7 +187,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
     torch.save({"model": {"bert.x": Harmful()}}, "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harmful()))
     for name in ("evil.pt", "plain.pt"):
-        with pytest.raises(UserError, match="refused|not a whole"):
+        with pytest.raises(UserError, match="refused because loading them could run code"):
             load_encoder(name)
     assert not (tmp_path / "harmed").exists()
 
@@ -202,10 +203,10 @@ def test_broken_files(run_folder, published, tmp_path, vocabulary_files, tiny_be
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"model": {"roberta.x": torch.zeros(1)}}, tmp_path / "roberta.pt")
     for name, message in [
-        ("text.pt", "refused|not a whole"),
-        ("empty.pt", "not a whole"),
+        ("text.pt", "not a whole PyTorch checkpoint"),
+        ("empty.pt", "not a whole PyTorch checkpoint"),
         ("list.pt", "expected a dict"),
-        ("roberta.pt", "expected weights named bert"),
+        ("roberta.pt", "expected tensors named bert"),
     ]:
         with pytest.raises(UserError, match=message):
             load_encoder(tmp_path / name)
@@ -233,23 +234,85 @@ def test_another_architecture_is_refused(published, vocabulary_files, monkeypatc
         load_encoder(published, tokenizer=vocabulary_files[0])
 
 
-def test_a_tokenizer_of_another_model_is_refused(tiny_bert):
-    with pytest.raises(UserError, match="--tokenizer: its vocabulary .12,000. is larger than the model's"):
-        load_encoder(tiny_bert, tokenizer=checkpoint.MINI)
+def test_a_tokenizer_of_another_model_is_refused(published):
+    with pytest.raises(UserError, match="the tokenizer's vocabulary .12,000. is larger than the model's"):
+        load_encoder(published, tokenizer=checkpoint.MINI)
 
 
-def test_a_folder_without_a_tokenizer(tiny_bert, tmp_path):
-    load_encoder(tiny_bert).bert.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer there; name one with --tokenizer"):
+def test_a_models_own_tokenizer_is_never_replaced(run_folder, sample_sentences, capsys):
+    expected = load_encoder(run_folder).encode(sample_sentences[:3])
+    for name in (run_folder, run_folder / "nli_checkpoint.pt"):
+        encoder = load_encoder(name, tokenizer=checkpoint.MINI)
+        assert torch.equal(encoder.encode(sample_sentences[:3]), expected)
+        assert "has its own tokenizer" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_tokenizer(tiny_bert, tmp_path, vocabulary_files, sample_sentences):
+    original = load_encoder(tiny_bert)
+    original.bert.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="comes without a tokenizer; name one with --tokenizer"):
+        load_encoder(tmp_path)
+    encoder = load_encoder(tmp_path, tokenizer=vocabulary_files[0])
+    assert torch.equal(encoder.encode(sample_sentences[:3]), original.encode(sample_sentences[:3]))
+
+
+@pytest.mark.parametrize("family", ["BartConfig", "T5Config", "GPT2Config", "ViTConfig", "CLIPConfig"])
+def test_what_is_no_text_encoder_is_refused(family, tmp_path):
+    getattr(transformers, family)().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is not a text encoder"):
         load_encoder(tmp_path)
 
 
-def test_encoder_decoders_are_refused(tmp_path):
-    from transformers import BartConfig
-
-    BartConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="bart is not a plain encoder"):
+def test_code_that_a_model_folder_brings_is_not_run(tiny_bert, tmp_path, monkeypatch):
+    """A folder may name Python files of its own; on a terminal transformers would offer to run them."""
+    config = json.loads((tiny_bert / "config.json").read_text())
+    config.update(model_type="harmful", auto_map={"AutoConfig": "harm.Config", "AutoTokenizer": ["harm.T", None]})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "harm.py").write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    with pytest.raises(UserError, match="not a model folder"):
         load_encoder(tmp_path)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "sentence_encoder.json"])
+def test_broken_json_in_a_model_folder(file, run_folder):
+    (run_folder / "model" / file).write_text('{"pooling": ')
+    with pytest.raises(UserError, match=file if file.startswith("sentence") else "not a model folder"):
+        load_encoder(run_folder)
+
+
+def test_settings_of_the_wrong_kind(run_folder):
+    (run_folder / "model" / "sentence_encoder.json").write_text('{"pooling": "mean", "max_len": "20"}')
+    with pytest.raises(UserError, match="its maximum length is '20'"):
+        load_encoder(run_folder)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"model": {1: torch.zeros(1)}}, "holds 1; expected tensors named bert"),
+        ({"model": {"bert.x": "text"}}, "holds 'bert.x'; expected tensors"),
+        ({"model": {"bert.x": torch.zeros(1)}, "encoder": 3}, "its 'encoder' part"),
+        ({"model": {"bert.x": torch.zeros(1)}, "encoder": {}}, "its 'encoder' part"),
+    ],
+)
+def test_odd_content(content, message, tmp_path):
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=message):
+        load_encoder(tmp_path / "odd.pt")
+
+
+def test_the_old_format_of_torch_save_is_read(published, tmp_path, vocabulary_files, sample_sentences):
+    content = torch.load(published, weights_only=True)
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old, new = (load_encoder(path, tokenizer=vocabulary_files[0]) for path in (tmp_path / "old.pt", published))
+    assert torch.equal(old.encode(sample_sentences[:3]), new.encode(sample_sentences[:3]))
+
+
+def test_a_published_file_without_a_tokenizer_names_the_flag(published):
+    with pytest.raises(RunError, match="holds weights only; name its tokenizer with --tokenizer .*KOSIMCSE_TOKENIZER"):
+        load_encoder(published)
 
 
 def test_an_interrupted_write_leaves_the_checkpoint_before(run_folder, sample_sentences, monkeypatch):
@@ -268,6 +331,6 @@ def test_an_interrupted_write_leaves_the_checkpoint_before(run_folder, sample_se
             patch.setattr(target, full_disk)
             with pytest.raises(RunError, match="could not be written .*No space left"):
                 save_encoder(before, run_folder)
-        # model/ may already be the new one when writing nli_checkpoint.pt fails; each file is whole
-        assert torch.equal(load_encoder(run_folder / "nli_checkpoint.pt").encode(sample_sentences[:3]), expected)
-        load_encoder(run_folder)
+        for name in (run_folder, run_folder / "nli_checkpoint.pt"):
+            assert torch.equal(load_encoder(name).encode(sample_sentences[:3]), expected)
+        assert {file.name for file in run_folder.iterdir()} == {"model", "nli_checkpoint.pt"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
-from data.nli import index_sentences, read_triplets
+from data.nli import KORNLI_HEADER, LABELS, index_sentences, read_triplets
 from data.sts import KORSTS_HEADER, read_sts
-from data.tables import read_lines
+from data.tables import read_lines, read_tsv
 from tests.conftest import SAMPLE
 
 KORNLI = "sentence1\tsentence2\tgold_label\n"
@@ -76,9 +76,9 @@ def test_quotes_are_text(tmp_path):
 
 
 def test_triplet_file_drops_what_says_nothing(tmp_path):
-    path = write(tmp_path / "t.tsv", "가\t나\t다\n가\t가\t다\n가\tn/a\t다\n")
+    path = write(tmp_path / "t.tsv", "가\t나\t다\n가\t가\t다\n가\tn/a\t다\n가\t나\t나\n")
     triplets, dropped = read_triplets([path])
-    assert triplets == [("가", "나", "다")] and sum(dropped.counts.values()) == 2
+    assert triplets == [("가", "나", "다")] and sum(dropped.counts.values()) == 3
 
 
 def test_bom_crlf_and_unicode_line_separators(tmp_path):
@@ -135,8 +135,15 @@ BAD_STS = [
     ("x.tsv", "가\t나\t3\n\n가\t나\t1\n", "x.tsv, line 2: found 1 column "),
     ("x.tsv", "", "x.tsv: the file is empty"),
     ("x.tsv", "가\t나\t3\n다\t라\t3\n", "every score is 3"),
-    ("x.tsv", "\t".join(KORSTS_HEADER) + "\n", "x.tsv: no rows"),
+    ("x.tsv", "\t".join(KORSTS_HEADER) + "\n", "x.tsv: holds no rows"),
     ("x.tsv", "\t".join(KORSTS_HEADER) + "\n가\t나\t3\n", "x.tsv, line 2: found 3 columns .* expected 7"),
+    ("x.tsv", "첫째\t둘째\t점수\n가\t나\t3\n", "x.tsv, line 1: score '점수' is not a number.* remove the line"),
+    ("x.json", "[" * 100_000, "x.json.*not .* JSON"),
+    (
+        "x.json",
+        '[{"sentence1": "\\ud800", "sentence2": "나", "labels": {"real-label": 1}}]',
+        "entry 1: half a character",
+    ),
     ("x.csv", "가,나,3\n", "x.csv, line 1: expected a header with sentence1"),
     ("x.csv", "sentence1,sentence2,label\n가,나\n", "x.csv, line 2: found 2 columns"),
     ("x.csv", 'sentence1,sentence2,label\n"가,나,3\n', "x.csv, line 2: not valid CSV"),
@@ -153,6 +160,8 @@ def test_bad_sts(name, text, message, tmp_path):
 
 
 BAD_TRIPLETS = [
+    ("가\t나\t다\n가\t나\tentailment\n", "t.tsv, line 2: a label where a sentence should be; put the header"),
+    ("가\t나\t3.4\n", "t.tsv, line 1: a score where a sentence should be"),
     ("가\t나\t다\n가\t나\n", "t.tsv, line 2: found 2 columns"),
     ("가\t나\t다\n가\t\t다\n", "t.tsv, line 2: a sentence is empty"),
     ("가\t나\t다\t라\n", "t.tsv, line 1: found 4 columns"),
@@ -179,6 +188,15 @@ def test_missing_file_folder_and_encoding(tmp_path):
         read_lines(write(tmp_path / "x", "햏햏 뷁"), "cp949")
 
 
+def test_utf16_says_so(tmp_path):
+    path = write(tmp_path / "t.tsv", "가\t나\t다\n", "utf-16")
+    for encoding in ("utf-8", "cp949"):
+        with pytest.raises(UserError, match="this is UTF-16; add --encoding utf-16"):
+            read_triplets([path], encoding=encoding)
+    assert read_triplets([path], encoding="utf-16")[0] == [("가", "나", "다")]
+
+
+KORNLI_ROWS = {"xnli.dev.ko.tsv": 2490, "xnli.test.ko.tsv": 5010, "snli_1.0_train_sample.ko.tsv": 984}
 ROW_COUNTS = {  # of the published files, FACTS.md and SOURCES.md
     "KorSTS/sts-train.tsv": 5749,
     "KorSTS/sts-dev.tsv": 1500,
@@ -194,6 +212,13 @@ TRIPLET_COUNTS = {  # every entailment x contradiction, as in triplets/
 @pytest.mark.parametrize("name", ROW_COUNTS)
 def test_korsts_row_counts(name, shared):
     assert len(read_sts([shared / "korean" / "KorNLU" / name]).scores) == ROW_COUNTS[name]
+
+
+@pytest.mark.parametrize("name", KORNLI_ROWS)
+def test_kornli_row_counts(name, shared):
+    header, *rows = [fields for _, fields in read_tsv(shared / "korean" / "KorNLU" / "KorNLI" / name)]
+    assert header == KORNLI_HEADER and len(rows) == KORNLI_ROWS[name]
+    assert all(len(fields) == 3 and fields[2] in LABELS for fields in rows)
 
 
 @pytest.mark.parametrize("name", TRIPLET_COUNTS)

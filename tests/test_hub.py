@@ -102,7 +102,7 @@ def test_unreachable_hub():
 
 
 def test_what_is_no_hub_id():
-    for name in ("./no/such/folder", "missing.pt", "missing.model", "a/b/c"):
+    for name in ("./no/such/folder", "./mini", "missing.pt", "missing.model", "a/b/c"):
         with pytest.raises(UserError, match="no such file or folder"):
             fetch_folder(name)
 
@@ -125,4 +125,4 @@ def test_silent_hub_is_given_up_within_15_seconds(tmp_path):
             text=True,
         )
     assert result.returncode == 1 and "cannot be reached" in result.stderr and "Traceback" not in result.stderr
-    assert time.monotonic() - began < 30  # 15 on an idle machine; CI shares its cores
+    assert time.monotonic() - began < 15

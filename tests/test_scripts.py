@@ -125,6 +125,9 @@ BAD_FLAGS = [
     (train, train_with(warmup_ratio="1"), "'1' is not a number from 0"),
     (train, train_with(dropout="x"), "'x' is not a number from 0"),
     (train, train_with(device="cuda:99"), "'cuda:99' is not a device of this machine"),
+    (train, train_with(device="meta"), "'meta' is not a device of this machine"),
+    (train, train_with(seed="-1"), "'-1' is not a whole number from 0 up to 2^63"),
+    (train, train_with(seed=str(2**64)), "is not a whole number from 0 up to 2^63"),
     (train, train_with(unknown="1"), "unrecognized arguments: --unknown 1"),
     (train, train_with(max_len="513"), "--max_len 513: this model takes 3 to 512 tokens"),
     (train, train_with(train_data="missing.tsv"), "missing.tsv: no such file"),
@@ -132,7 +135,10 @@ BAD_FLAGS = [
     (train, train_with(model="missing.pt"), "missing.pt: no such file or folder"),
     (train, train_with(encoding="cp9499"), "--encoding cp9499: no such encoding"),
     (evaluate, ["--model", "mini", "--test_data", "missing.tsv"], "missing.tsv: no such file"),
-    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "no/such/folder/x.json"], "No such file"),
+    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "no/x.json"], "no/x.json: No such file"),
+    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "/dev/null"], "/dev/null: is not an ordinary file"),
+    (evaluate, ["--test_data", TEST], "output, the default of --model, is not there; train first"),
+    (SemanticSearch, ["--query", "\udcff"], "is not valid UTF-8"),
     (SemanticSearch, ["--corpus", TEST], "--corpus: nothing to look for; add --query TEXT"),
     (SemanticSearch, ["--query", " "], "--query: is empty"),
     (SemanticSearch, ["--top_k", "0"], "'0' is not a whole number of at least 1"),
@@ -162,6 +168,33 @@ def test_bad_training_file(content, message, fails, tmp_path):
     assert not output.exists()
 
 
+def test_repeated_flags_add_up(tiny_bert, tmp_path):
+    flags = ["--model", str(tiny_bert), "--epochs", "1", "--output_dir", str(tmp_path / "run")]
+    for name, file in (("train", SAMPLE / "train_nli.tsv"), ("valid", VALID), ("valid", TEST)):
+        flags += [f"--{name}_data", str(file)]
+    (tmp_path / "more.tsv").write_text("가\t나\t다\n", encoding="utf-8")
+    train.main([*flags, "--train_data", str(tmp_path / "more.tsv")])
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text(encoding="utf-8"))["triplets"] == 401
+
+
+def test_scores_before_a_bad_model_are_kept(run_folder, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model", str(run_folder), "missing.pt", "--test_data", str(TEST), "--json", str(out)])
+    assert len(capsys.readouterr().out.rstrip("\n").split("\n")) == 3
+    assert [result["model"] for result in json.loads(out.read_text())] == [str(run_folder)]
+
+
+@pytest.mark.parametrize("side", ["ours", "reference"])
+def test_benchmark(side, capsys):
+    from benchmarks import train_throughput
+
+    flags = ["--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "4", "--steps", "1", "--side", side]
+    train_throughput.main(flags)
+    result = json.loads(capsys.readouterr().out)
+    assert result["rate"] > 0 and result["loss"] > 0
+
+
 def test_output_dir_is_a_file(fails, tmp_path, tiny_bert):
     (tmp_path / "file").write_text("mine")
     argv = [*train_with(model=tiny_bert), "--output_dir", tmp_path / "file"]
@@ -189,7 +222,7 @@ def test_full_disk_keeps_the_best_checkpoint(tiny_bert, tmp_path):
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert re.search(r"error: .*(could not be written|File too large)", result.stderr)
-    after = load_encoder(output / "nli_checkpoint.pt").state_dict()
+    after = load_encoder(output / "previous-1").state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 

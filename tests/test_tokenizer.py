@@ -79,6 +79,21 @@ def test_save_and_load(tokenizer, tmp_path, sample_sentences):
         assert again.token_ids(sample_sentences, 50) == tokenizer.token_ids(sample_sentences, 50)
 
 
+def test_only_the_hubs_layout_is_saved_under_the_hubs_name(vocabulary_files, tmp_path):
+    for file, name in zip(vocabulary_files, ("tokenizer_78b3253a26.model", "spiece.model")):
+        KoBERTTokenizer.from_pretrained(file).save_pretrained(tmp_path / name)
+        assert (tmp_path / name / name).read_bytes() == file.read_bytes()
+
+
+def test_fast_path_knows_added_tokens(tokenizer):
+    before = cached_tokens(["새말 하나"], tokenizer, 50).ids.tolist()
+    tokenizer.add_tokens(["새말"])
+    ids = tokenizer("새말 하나")["input_ids"]
+    assert len(tokenizer) - 1 in ids
+    assert tokenizer.token_ids(["새말 하나"], 50) == [ids]
+    assert cached_tokens(["새말 하나"], tokenizer, 50).ids.tolist() == ids != before
+
+
 def test_decomposed_text_gives_the_same_ids(tokenizer, sample_sentences):
     decomposed = [unicodedata.normalize("NFD", sentence) for sentence in sample_sentences]
     assert decomposed != sample_sentences
@@ -133,6 +148,24 @@ def test_cache_key_covers_content_tokenizer_and_length(vocabulary_files, sample_
     assert len(cached_tokens(sample_sentences[1:], original, 20).lengths) == len(sample_sentences) - 1
     mini = load_tokenizer(MINI)
     assert (cached_tokens(sample_sentences, mini, 20).ids == tokenize(sample_sentences, mini, 20).ids).all()
+
+
+@pytest.mark.parametrize("file", ["ids.npy", "offsets.npy"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
+def test_damaged_cache_is_made_again(file, damage, tmp_path, vocabulary_files, sample_sentences):
+    tokenizer = load_tokenizer(vocabulary_files[0])
+    expected = tokenize(sample_sentences, tokenizer, 20)
+    cached_tokens(sample_sentences, tokenizer, 20)
+    (path,) = (tmp_path / "cache").rglob(file)
+    content = path.read_bytes()
+    path.write_bytes(content[: {"truncated": len(content) // 2, "empty": 0, "missing": 0}[damage]])
+    if damage == "missing":
+        path.unlink()
+    for _ in range(2):
+        tokens = cached_tokens(sample_sentences, tokenizer, 20)
+        assert (tokens.ids == expected.ids).all() and (tokens.offsets == expected.offsets).all()
+    assert path.read_bytes() == content
+    assert [folder.name for folder in path.parent.parent.iterdir()] == [path.parent.name]
 
 
 def test_unwritable_cache_stops_nobody(vocabulary_files, tmp_path, monkeypatch, capsys):

@@ -20,7 +20,7 @@ from model.microbatch import cut_by_length, encode_rows
 from model.objectives import simcse
 from model.trainer import LOG_COLUMNS, linear_schedule, parameter_groups
 from model.trainer import train as run_training
-from tests.conftest import SAMPLE
+from tests.conftest import ROOT, SAMPLE
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ class Recorder:
 SETTINGS = {
     "batch_size": 5,
     "lr": 1e-3,
-    "warmup_ratio": 0.1,
+    "warmup_ratio": 0.25,
     "weight_decay": 0.01,
     "eval_steps": 3,
     "select_by": "cosine_spearman",
@@ -135,7 +135,7 @@ def test_the_loop_equals_a_textbook_loop(tiny_bert, batch):
 
     slow.train()
     optimizer = torch.optim.AdamW(parameter_groups(slow, 0.01), lr=0.0)
-    total, warmup, step = 8, 1, 0
+    total, warmup, step = 8, 2, 0
     for epoch in (1, 2):
         order = np.random.default_rng([1, epoch]).permutation(16)
         for start in range(0, 16, 5):
@@ -213,22 +213,26 @@ def test_same_seed_same_weights(train_flags, tmp_path):
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-def test_what_we_did_not_write_is_kept(train_flags, tmp_path, capsys):
+def test_nothing_in_the_way_is_overwritten(train_flags, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
-    torch.save({"model": {}}, run / "nli_checkpoint.pt")
+    torch.save({"model": {}}, run / "nli_checkpoint.pt")  # where the README says the published one goes
     (run / "log.csv").write_text("mine")
     (run / "notes.txt").write_text("mine")
     train.main(train_flags)
-    assert "kept as" in capsys.readouterr().err
-    assert torch.load(run / "nli_checkpoint.before-1.pt") == {"model": {}}
-    assert (run / "log.before-1.csv").read_text() == "mine" and (run / "notes.txt").read_text() == "mine"
+    assert f"what was there is kept in {run / 'previous-1'}" in capsys.readouterr().err
+    assert torch.load(run / "previous-1" / "nli_checkpoint.pt") == {"model": {}}
+    assert (run / "previous-1" / "log.csv").read_text() == (run / "notes.txt").read_text() == "mine"
 
-    train.main(train_flags)  # over a run of ours: replaced without a word
-    assert "kept as" not in capsys.readouterr().err
-    torch.save({"model": {}}, run / "nli_checkpoint.pt")  # the published one, put among our files
-    train.main(train_flags)
-    assert (run / "nli_checkpoint.before-2.pt").exists() and not (run / "log.before-2.csv").exists()
+    first = load_encoder(run).state_dict()
+    train.main([*train_flags, "--model", str(run), "--epochs", "1"])  # the run before is a run folder of its own
+    kept = load_encoder(run / "previous-2").state_dict()
+    assert all(torch.equal(first[key], kept[key]) for key in first)
+
+
+def test_the_repository_is_no_run_folder(train_flags, fails):
+    assert "holds the code of this repository" in fails(train.main, [*train_flags, "--output_dir", ROOT])
+    assert (ROOT / "model" / "encoder.py").is_file()
 
 
 def test_training_goes_on_from_a_run_folder(train_flags, tmp_path):
