@@ -56,7 +56,8 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(encoder, weight_decay), lr=lr, fused=True)
     steps_per_epoch = math.ceil(len(examples) / batch_size)
     total_steps = epochs * steps_per_epoch
-    schedule = linear_schedule(optimizer, int(warmup_ratio * total_steps), total_steps)
+    warmup_steps = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
+    schedule = linear_schedule(optimizer, warmup_steps, total_steps)
     encode = functools.partial(encode_rows, encoder, tokens, max_tokens=micro_batch_tokens)
 
     def evaluate_and_keep(step, best):
