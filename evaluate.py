@@ -5,6 +5,7 @@ python evaluate.py --model output skt/kobert-base-v1 --test_data sts-dev.tsv sts
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -58,11 +59,8 @@ def main(argv=None):
     for name in args.model:
         encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer).to(args.device)
         for file, pairs in test_sets:
-            scores = evaluate_sts(
-                lambda sentences: encoder.encode(sentences, batch_size=args.batch_size),  # noqa: B023
-                [*pairs.sentences1, *pairs.sentences2],
-                pairs.scores,
-            )
+            encode = functools.partial(encoder.encode, batch_size=args.batch_size)
+            scores = evaluate_sts(encode, [*pairs.sentences1, *pairs.sentences2], pairs.scores)
             results.append({"model": name, "data": file, "rows": len(pairs.scores), **scores})
             print_row(results[-1], len(test_sets) > 1)
             if args.json:

@@ -38,7 +38,8 @@ class Tokens(NamedTuple):
 
 def has_tokenizer(folder):
     """Whether a model folder brings a tokenizer along."""
-    return any((Path(folder) / file).is_file() for file in TOKENIZER_FILES) or any(Path(folder).glob("*.model"))
+    folder = Path(folder)
+    return any((folder / file).is_file() for file in TOKENIZER_FILES) or sentencepiece_file(folder) is not None
 
 
 def load_tokenizer(name):

@@ -138,8 +138,12 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training):
     """Our `nli_checkpoint.pt`, or the published one."""
     weights, saved = _read_pt(path)
     if saved:
-        config = AutoConfig.for_model(**json.loads(saved["config"]))
+        try:
+            config = AutoConfig.for_model(**json.loads(saved["config"]))
+        except Exception as error:  # of many kinds
+            raise UserError(f"{path}: its configuration cannot be used ({_first_line(error)})") from None
         with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(saved["config"], encoding="utf-8")
             for name, content in saved["tokenizer_files"].items():
                 (Path(folder) / Path(name).name).write_bytes(content)
             tokenizer = _own_tokenizer(path, folder, tokenizer)

@@ -42,8 +42,12 @@ class RunFolder:
 
     def log(self, **row):
         """Append a row to log.csv; columns not given stay empty."""
-        with (self.path / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.log_columns).writerow(row)
+        path = self.path / LOG_FILE
+        try:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.log_columns).writerow(row)
+        except OSError as error:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def save_best(self, encoder, metrics):
         """Keep this encoder as the run's best: model/, nli_checkpoint.pt and dev_metrics.json."""

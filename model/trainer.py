@@ -45,7 +45,8 @@ def train(
         run: a RunFolder, or anything with `log` and `save_best`.
         eval_steps: evaluate every so many steps; also before the first step and after the last.
         select_by: the key of `evaluate`'s result that the best checkpoint maximises.
-        micro_batch_tokens: padded tokens of one forward pass; changes speed and memory, not the result.
+        micro_batch_tokens: padded tokens of one forward pass: speed and memory. The loss is the whole batch's whatever
+            it is; only which dropout mask meets which sentence depends on it.
 
     Returns:
         The best evaluation, {"step": ..., "avg": ..., ...}.
