@@ -54,7 +54,12 @@ def parse_flags(argv):
         help="what to look for; repeatable (default: the demo's)",
     )
     add("--top_k", type=flags.positive_int, default=5, help="results for each query (default: 5)")
-    add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
+    add(
+        "--device",
+        type=flags.device,
+        default=default_device(),
+        help="cpu, cuda, cuda:1, mps (default: cuda if it is there)",
+    )
     return parser.parse_args(argv)
 
 

@@ -8,6 +8,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,12 @@ def parse_flags(argv):
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
     add("--batch_size", type=flags.positive_int, default=64, help="sentences in a forward pass (default: 64)")
     add("--encoding", default="utf-8", help="of the test files, such as cp949 (default: utf-8)")
-    add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
+    add(
+        "--device",
+        type=flags.device,
+        default=default_device(),
+        help="cpu, cuda, cuda:1, mps (default: cuda if it is there)",
+    )
     add("--json", metavar="OUT", help="also write the scores to this file")
     return parser.parse_args(argv)
 
@@ -53,18 +59,29 @@ def main(argv=None):
         args.model = ["output"]
     test_sets = [(file, read_sts([file], args.encoding)) for file in args.test_data]
     if args.json:
-        write_json(args.json, [])  # a path that cannot be written shows now
-    print_header(len(test_sets) > 1)
+        check_json_path(Path(args.json), args.test_data)
     results = []
     for name in args.model:
         encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer).to(args.device)
         for file, pairs in test_sets:
             encode = functools.partial(encoder.encode, batch_size=args.batch_size)
             scores = evaluate_sts(encode, [*pairs.sentences1, *pairs.sentences2], pairs.scores)
+            if not results:
+                print_header(len(test_sets) > 1)
             results.append({"model": name, "data": file, "rows": len(pairs.scores), **scores})
             print_row(results[-1], len(test_sets) > 1)
             if args.json:
                 write_json(args.json, results)
+
+
+def check_json_path(path, test_data):
+    """Raise UserError before any work where --json could not be written, or would replace what is scored."""
+    if any(path.resolve() == Path(file).resolve() for file in test_data):
+        raise UserError(f"--json {path}: is one of --test_data; name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--json {path}: the folder {path.parent} is not there or cannot be written to")
+    if path.exists() and not path.is_file():
+        raise UserError(f"--json {path}: is not an ordinary file; name another")
 
 
 def print_header(with_data):

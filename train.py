@@ -1,6 +1,6 @@
 """Train a Korean sentence encoder by supervised SimCSE on NLI triplets.
 
-    python train.py --train_data KorNLI/*.train.ko.tsv --valid_data KorSTS/sts-dev.tsv
+    python train.py --train_data KorNLI/{snli_1.0,multinli}*.tsv --valid_data KorSTS/sts-dev.tsv
     python train.py --model mini --train_data data/sample/train_nli.tsv --valid_data data/sample/valid_sts.tsv
 
 The defaults are KoSimCSE-BERT's reference setting. Everything goes into --output_dir; see README.md.
@@ -109,6 +109,8 @@ def main(argv=None):
         seed=args.seed,
         micro_batch_tokens=args.micro_batch_tokens,
     )
+    if best["step"] == 0:
+        say("no evaluation was better than the one before the first step: what is saved is the model as it started")
     say(
         f"best: step {best['step']}, dev {args.select_by} {best[args.select_by]:.2f}, after "
         f"{time.perf_counter() - began:.0f} s of training; saved in {run.path}"

@@ -22,6 +22,7 @@ import torch
 from data import flags
 from data.errors import RunError, UserError, one_sentence_errors
 from data.nli import index_sentences, read_triplets
+from data.tables import require_files
 from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
@@ -87,6 +88,7 @@ def main(argv=None):
     add("--rounds", type=flags.positive_int, default=3)
     add("--side", choices=("ours", "reference"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    require_files(args.train_data)
     if args.side:
         return run_side(args)
 

@@ -37,7 +37,7 @@ def one_sentence_errors(main):
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
             code = 2 if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM) else 1
         except KeyboardInterrupt:
-            message, code = "interrupted", 130
+            message, code = "interrupted; files already written are whole", 130
         script = Path(main.__globals__.get("__file__", "kosimcse")).name
         print(f"{script}: error: {message}", file=sys.stderr)
         raise SystemExit(code)

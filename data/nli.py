@@ -11,6 +11,10 @@ from data.tables import read_tsv, wrong_columns
 KORNLI_HEADER = ["sentence1", "sentence2", "gold_label"]
 LABELS = ("entailment", "neutral", "contradiction")
 PAIRINGS = ("one", "all")
+HEADER_WORDS = set(
+    "anchor positive negative premise hypothesis entailment contradiction sentence1 sentence2 gold_label label "
+    "sent0 sent1 hard_neg".split()
+)
 SCORE = re.compile(r"\d(\.\d+)?")
 
 
@@ -98,12 +102,19 @@ def _triplet_rows(path, rows, dropped):
             expected = f"3 separated by tabs (anchor, positive, negative) or the header {KORNLI_HEADER} in line 1"
             raise wrong_columns(path, number, fields, expected)
         premise, entailment, contradiction = fields
+        if number == 1 and all(field.lower() in HEADER_WORDS for field in fields):
+            raise UserError(
+                f"{path}, line 1: a header; remove the line, or for NLI rows make it {' '.join(KORNLI_HEADER)}"
+            )
         if contradiction in LABELS:
             raise UserError(
-                f"{path}, line {number}: a label where a sentence should be; put the header {KORNLI_HEADER} on top"
+                f"{path}, line {number}: a label where a sentence should be; line 1 of NLI rows must be {KORNLI_HEADER}"
             )
         if SCORE.fullmatch(contradiction):
-            raise UserError(f"{path}, line {number}: a score where a sentence should be; training takes triplets")
+            raise UserError(
+                f"{path}, line {number}: {contradiction!r} where a sentence should be; training takes triplets, or NLI "
+                f"rows with the labels {', '.join(LABELS)} in words"
+            )
         reason = _unusable(premise, entailment) or _unusable(premise, contradiction)
         if not reason and entailment == contradiction:
             reason = "positive equal to negative"

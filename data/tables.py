@@ -30,6 +30,8 @@ def read_text(path, encoding="utf-8"):
     content = path.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not encoding.lower().startswith(("utf-16", "utf16")):
         raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
+    if content.startswith(b"PK\x03\x04"):
+        raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")
     try:
         text = content.decode(encoding)
     except LookupError:
@@ -37,9 +39,9 @@ def read_text(path, encoding="utf-8"):
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         hint = (
-            "Korean spreadsheets save cp949: try --encoding cp949"
+            "Korean spreadsheets save cp949: try --encoding cp949 (for all files of a call)"
             if encoding.lower() in ("utf-8", "utf8")
-            else "try --encoding utf-8"
+            else "try --encoding utf-8 (for all files of a call)"
         )
         found = content[error.start : error.start + 1].hex() or "the end of the file"
         raise UserError(f"{path}, line {line}: not valid {encoding} (byte 0x{found}); {hint}") from None
@@ -95,7 +97,9 @@ def read_lines(path, encoding="utf-8"):
 
 def wrong_columns(path, line, fields, expected):
     """The error for a row of `fields` where `expected` columns (in words) should be."""
+    if not any(fields):
+        return UserError(f"{path}, line {line}: an empty line; remove it")
     shown = " | ".join(field[:20] for field in fields[:4])
-    return UserError(
-        f"{path}, line {line}: found {len(fields)} column{'s' * (len(fields) != 1)} ({shown}), expected {expected}"
-    )
+    found = f"{len(fields)} column{'s' * (len(fields) != 1)} ({shown})"
+    advice = "; save it with tabs between the columns, not commas" if len(fields) == 1 and "," in fields[0] else ""
+    return UserError(f"{path}, line {line}: found {found}, expected {expected}{advice}")

@@ -156,6 +156,7 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training):
                 f"{path} holds weights only; name its tokenizer with --tokenizer FILE, FOLDER or ID (in the demo: the "
                 f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
             ) from None
+    _say_what_changes(path, saved, pooling, max_len, training)
     pooling = pooling or saved.get("pooling", "pooler")
     backbone = _load_backbone(path, None, config, weights, pooling, dropout, training, strict=True)
     return _assemble(path, backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))
@@ -163,6 +164,8 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training):
 
 def _load_folder(folder, pooling, max_len, tokenizer, dropout, training):
     """A folder of ours, of Hugging Face, or of sentence-transformers."""
+    if (folder / "train_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: this run was stopped before its first checkpoint; train again")
     saved, backbone_folder = {}, folder
     ours = (folder / SETTINGS_FILE).is_file()
     if ours:
@@ -173,6 +176,7 @@ def _load_folder(folder, pooling, max_len, tokenizer, dropout, training):
         config = AutoConfig.from_pretrained(backbone_folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
         raise UserError(f"{folder}: not a model folder ({_first_line(error)})") from None
+    _say_what_changes(folder, saved, pooling, max_len, training)
     pooling = pooling or saved.get("pooling", "pooler")
     backbone = _load_backbone(folder, backbone_folder, config, None, pooling, dropout, training, strict=ours)
     tokenizer = _own_tokenizer(folder, backbone_folder, tokenizer)
@@ -214,6 +218,17 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, st
     return backbone
 
 
+def _say_what_changes(name, saved, pooling, max_len, training):
+    """Training sets pooling and length by its flags; a line where that is not how the model was trained before."""
+    before = (saved.get("pooling", pooling), saved.get("max_len", max_len))
+    if training and before != (pooling, max_len):
+        print(
+            f"{name} was trained with --pooling {before[0]} --max_len {before[1]}; "
+            f"this training goes on with --pooling {pooling} --max_len {max_len}",
+            file=sys.stderr,
+        )
+
+
 def _own_tokenizer(name, folder, given):
     """The model's own tokenizer, or, where it comes without one, the one given with --tokenizer."""
     if not has_tokenizer(folder):
@@ -241,6 +256,8 @@ def _assemble(name, backbone, tokenizer, pooling, max_len):
 
 def _read_pt(path):
     """A `.pt` file as (weights without their `bert.`, what else was saved or {}). Code in it is refused, not run."""
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path}: weights alone; name the folder they are in")
     try:
         # tensors are mapped from disk, so an optimiser's state beside the weights costs nothing
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -252,7 +269,7 @@ def _read_pt(path):
             "objects, which are refused because loading them could run code"
         ) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError(f"{path}: no checkpoint of an encoder: expected a dict with the weights under 'model'")
+        raise UserError(f"{path}: no checkpoint of an encoder: expected {{'model': {{'bert.NAME': tensor, ...}}}}")
     for key, value in content["model"].items():
         if not isinstance(key, str) or not key.startswith("bert.") or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: holds {key!r}; expected tensors named bert.*, as this repository writes them")

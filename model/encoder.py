@@ -19,7 +19,7 @@ class SentenceEncoder(nn.Module):
     Args:
         backbone: a Hugging Face encoder (BertModel, RobertaModel, ...).
         tokenizer: the backbone's.
-        pooling: a key of model.pooling.POOLINGS.
+        pooling: one of model.pooling.POOLINGS.
         max_len: sentences are cut at so many tokens, special tokens included.
 
     Raises:
@@ -128,7 +128,7 @@ class SentenceEncoder(nn.Module):
 
 def max_positions(config):
     """The longest input, in tokens, that a model of this configuration has positions for."""
-    positions = getattr(config, "max_position_embeddings", None) or 1_000_000  # T5: relative positions, no limit
+    positions = getattr(config, "max_position_embeddings", None) or 1_000_000  # relative positions have no limit
     # RoBERTa's family counts positions from the padding index + 1
     return positions - config.pad_token_id - 1 if config.model_type in OFFSET_POSITIONS else positions
 

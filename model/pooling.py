@@ -1,13 +1,12 @@
 """How token states (n, length, hidden) become one vector a sentence (n, hidden)."""
 
-# name -> what it takes; the order in which they are offered
-POOLINGS = {
-    "pooler": "BERT's pooler: tanh of a dense layer on the last [CLS] (the reference)",
-    "cls": "the last hidden state of [CLS]",
-    "mean": "the mean of the last hidden states over the tokens",
-    "mean_first_last": "the mean over the tokens of the first and the last layer's states",
-    "mean_top2": "the mean over the tokens of the last two layers' states",
-}
+POOLINGS = (
+    "pooler",  # BERT's pooler: tanh of a dense layer on the last [CLS]; the reference
+    "cls",  # the last hidden state of [CLS]
+    "mean",  # the mean of the last hidden states over the tokens
+    "mean_first_last",  # the mean over the tokens of the first and the last layer's states
+    "mean_top2",  # the mean over the tokens of the last two layers' states
+)
 NEEDS_ALL_LAYERS = ("mean_first_last", "mean_top2")
 
 
@@ -19,7 +18,7 @@ def pool(outputs, attention_mask, pooling):
             `pooler_output` (n, hidden), and for NEEDS_ALL_LAYERS `hidden_states`: the embeddings' output
             followed by every layer's, (n, length, hidden) each.
         attention_mask: (n, length), 1 for a token and 0 for padding.
-        pooling: a key of POOLINGS. "mean_first_last" averages hidden_states[1] and [-1] as in
+        pooling: one of POOLINGS. "mean_first_last" averages hidden_states[1] and [-1] as in
             Li et al. 2020 (arXiv:2011.05864) and SimCSE's "avg_first_last"; "mean_top2" [-2] and [-1].
 
     Returns:

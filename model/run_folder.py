@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,17 +23,13 @@ class RunFolder:
     `previous-1/` (or the next free number) inside the folder, with a line that says so. Nothing is overwritten.
 
     Args:
-        path: created if missing.
+        path: created if missing; see check_run_folder.
         config: JSON-able dict, every setting of the run.
         log_columns: the columns of log.csv, in order.
-
-    Raises:
-        UserError: the path is a file, or the folder of this repository's code.
     """
 
     def __init__(self, path, config, log_columns):
         self.path = Path(path)
-        check_run_folder(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._make_way()
         self.log_columns = log_columns
@@ -59,6 +56,9 @@ class RunFolder:
             file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _make_way(self):
+        for name in (".building-*", *(f".{name}.*" for name in NAMES)):  # of a run that was killed while it saved
+            for leftover in self.path.glob(name):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
         if in_the_way:
             number = 1
@@ -71,9 +71,9 @@ class RunFolder:
 
 
 def check_run_folder(path):
-    """Raise UserError where no run may write: on a file, or over the packages of this repository."""
+    """Raise UserError where no run may write: on a file, or among the packages of this repository."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: is a file; name a folder")
-    if (path / MODEL_FOLDER / "__init__.py").exists():
-        raise UserError(f"--output_dir {path}: holds the code of this repository; name another folder")
+    if (path / "__init__.py").exists() or (path / MODEL_FOLDER / "__init__.py").exists():
+        raise UserError(f"--output_dir {path}: holds Python code; name another folder")

@@ -205,7 +205,7 @@ def test_broken_files(run_folder, published, tmp_path, vocabulary_files, tiny_be
     for name, message in [
         ("text.pt", "not a whole PyTorch checkpoint"),
         ("empty.pt", "not a whole PyTorch checkpoint"),
-        ("list.pt", "expected a dict"),
+        ("list.pt", "expected {.model.: {.bert.NAME.: tensor"),
         ("roberta.pt", "expected tensors named bert"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -132,7 +132,7 @@ BAD_STS = [
     ("x.tsv", "가\t나\tnan\n", "x.tsv, line 1: score nan is outside 0..5"),
     ("x.tsv", "가\t나\t3\n가\t나\t높음\n", "x.tsv, line 2: score '높음' is not a number"),
     ("x.tsv", "가\t나\t3\n \t나\t1\n", "x.tsv, line 2: a sentence is empty"),
-    ("x.tsv", "가\t나\t3\n\n가\t나\t1\n", "x.tsv, line 2: found 1 column "),
+    ("x.tsv", "가\t나\t3\n\n가\t나\t1\n", "x.tsv, line 2: an empty line"),
     ("x.tsv", "", "x.tsv: the file is empty"),
     ("x.tsv", "가\t나\t3\n다\t라\t3\n", "every score is 3"),
     ("x.tsv", "\t".join(KORSTS_HEADER) + "\n", "x.tsv: holds no rows"),
@@ -160,8 +160,12 @@ def test_bad_sts(name, text, message, tmp_path):
 
 
 BAD_TRIPLETS = [
-    ("가\t나\t다\n가\t나\tentailment\n", "t.tsv, line 2: a label where a sentence should be; put the header"),
-    ("가\t나\t3.4\n", "t.tsv, line 1: a score where a sentence should be"),
+    ("Anchor\tPositive\tNegative\n가\t나\t다\n", "t.tsv, line 1: a header; remove the line"),
+    ("premise\thypothesis\tlabel\n가\t나\tentailment\n", "t.tsv, line 1: a header; .* sentence1 sentence2 gold_label"),
+    ("가\t나\t다\n\n가\t나\t다\n", "t.tsv, line 2: an empty line; remove it"),
+    ("가,나,다\n", "t.tsv, line 1: found 1 column .가,나,다., expected 3 .*; save it with tabs"),
+    ("가\t나\t다\n가\t나\tentailment\n", "t.tsv, line 2: a label where a sentence should be; line 1"),
+    ("가\t나\t3.4\n", "t.tsv, line 1: '3.4' where a sentence should be"),
     ("가\t나\t다\n가\t나\n", "t.tsv, line 2: found 2 columns"),
     ("가\t나\t다\n가\t\t다\n", "t.tsv, line 2: a sentence is empty"),
     ("가\t나\t다\t라\n", "t.tsv, line 1: found 4 columns"),

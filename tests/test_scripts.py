@@ -135,8 +135,17 @@ BAD_FLAGS = [
     (train, train_with(model="missing.pt"), "missing.pt: no such file or folder"),
     (train, train_with(encoding="cp9499"), "--encoding cp9499: no such encoding"),
     (evaluate, ["--model", "mini", "--test_data", "missing.tsv"], "missing.tsv: no such file"),
-    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "no/x.json"], "no/x.json: No such file"),
-    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "/dev/null"], "/dev/null: is not an ordinary file"),
+    (
+        evaluate,
+        ["--model", "mini", "--test_data", TEST, "--json", "no/x.json"],
+        "--json no/x.json: the folder no is not there",
+    ),
+    (
+        evaluate,
+        ["--model", "mini", "--test_data", TEST, "--json", "/dev/null"],
+        "--json /dev/null: is not an ordinary file",
+    ),
+    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", TEST], "is one of --test_data"),
     (evaluate, ["--test_data", TEST], "output, the default of --model, is not there; train first"),
     (SemanticSearch, ["--query", "\udcff"], "is not valid UTF-8"),
     (SemanticSearch, ["--corpus", TEST], "--corpus: nothing to look for; add --query TEXT"),
@@ -154,6 +163,7 @@ def test_bad_flags(script, argv, message, fails, tmp_path, monkeypatch):
 
 BAD_FILES = [
     (b"\xef\xbb\xbf", "the file is empty"),
+    (b"PK\x03\x04...", "an Excel workbook or another archive"),
     ("가\t나\t다\n가\t나\n".encode(), "line 2: found 2 columns"),
     ("가\t나\t다\n가\t\t다\n".encode(), "line 2: a sentence is empty"),
     ("가\t나\t다\n라\t마\t바\n".encode("cp949"), "line 1: not valid utf-8 (byte 0xb0); Korean spreadsheets save cp949"),

@@ -219,7 +219,10 @@ def test_nothing_in_the_way_is_overwritten(train_flags, tmp_path, capsys):
     torch.save({"model": {}}, run / "nli_checkpoint.pt")  # where the README says the published one goes
     (run / "log.csv").write_text("mine")
     (run / "notes.txt").write_text("mine")
+    (run / ".building-x").mkdir()  # left by a run that was killed while it saved
+    (run / ".nli_checkpoint.pt.123").write_text("half")
     train.main(train_flags)
+    assert not list(run.glob(".*"))
     assert f"what was there is kept in {run / 'previous-1'}" in capsys.readouterr().err
     assert torch.load(run / "previous-1" / "nli_checkpoint.pt") == {"model": {}}
     assert (run / "previous-1" / "log.csv").read_text() == (run / "notes.txt").read_text() == "mine"
@@ -231,12 +234,22 @@ def test_nothing_in_the_way_is_overwritten(train_flags, tmp_path, capsys):
 
 
 def test_the_repository_is_no_run_folder(train_flags, fails):
-    assert "holds the code of this repository" in fails(train.main, [*train_flags, "--output_dir", ROOT])
+    for folder in (ROOT, ROOT / "model", ROOT / "data"):
+        assert "holds Python code" in fails(train.main, [*train_flags, "--output_dir", folder])
     assert (ROOT / "model" / "encoder.py").is_file()
 
 
-def test_training_goes_on_from_a_run_folder(train_flags, tmp_path):
+def test_training_goes_on_from_a_run_folder(train_flags, tmp_path, capsys):
     train.main(train_flags)
+    capsys.readouterr()
     train.main([*train_flags, "--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "next"), "--lr", "1e-9"])
+    assert "was trained with" not in capsys.readouterr().err
     scores = [json.loads((tmp_path / name / "dev_metrics.json").read_text())["avg"] for name in ("run", "next")]
     assert scores[1] == pytest.approx(scores[0], abs=0.1)
+    train.main(
+        [*train_flags, "--model", str(tmp_path / "run"), "--pooling", "cls", "--output_dir", str(tmp_path / "cls")]
+    )
+    assert (
+        "was trained with --pooling mean --max_len 50; this training goes on with --pooling cls"
+        in capsys.readouterr().err
+    )

@@ -14,6 +14,9 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from data.errors import one_sentence_errors
+from data.tables import require_files
+
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0..4
 
 # NFKC folds full-width and half-width forms; format characters (zero-width space, BOM) vanish; all
@@ -72,6 +75,7 @@ def build_tokenizer(pieces, max_len=512):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_len, **names)
 
 
+@one_sentence_errors
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="text files, one sentence a line")
@@ -79,6 +83,7 @@ def main(argv=None):
     parser.add_argument("--max_lines", type=int, default=50_000, help="lines taken from each file, from its start")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the tokenizer into")
     args = parser.parse_args(argv)
+    require_files(args.files)
 
     def lines():
         for path in args.files:
