@@ -49,7 +49,7 @@ def parse_flags(argv):
     add(
         "--query",
         action="append",
-        type=flags.text,
+        type=flags.utf8_text,
         metavar="TEXT",
         help="what to look for; repeatable (default: the demo's)",
     )

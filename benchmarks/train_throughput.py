@@ -9,6 +9,7 @@ the ratio of each pair of runs.
 """
 
 import argparse
+import functools
 import json
 import resource
 import statistics
@@ -27,14 +28,14 @@ from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
 from model.microbatch import encode_rows, pad
+from model.objectives import simcse
 from model.trainer import parameter_groups
 
 MAX_LEN = 50
 
 
 def ours(encoder, tokens, batch, micro_batch_tokens):
-    anchors, positives, negatives = encode_rows(encoder, tokens, batch.T.reshape(-1), micro_batch_tokens).chunk(3)
-    return contrastive_loss(anchors, positives, negatives, 0.05)
+    return simcse(functools.partial(encode_rows, encoder, tokens, max_tokens=micro_batch_tokens), batch, 0.05)
 
 
 def reference(encoder, tokens, batch, micro_batch_tokens):

@@ -36,7 +36,7 @@ def seed(text):
     return _checked(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2^63")
 
 
-def text(value):
+def utf8_text(value):
     """Text from the command line, which arrives with bytes that are no text smuggled in as surrogates."""
     try:
         value.encode()

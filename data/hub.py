@@ -1,5 +1,6 @@
 """Names of models into folders: a local folder is itself, anything else is fetched from the Hugging Face hub."""
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def fetch_folder(name, weights=True):
         if weights and not any(folder.glob("*.safetensors")):
             folder = fetch(SMALL_FILES + ["pytorch_model*.bin"])
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == 28:  # no space left: not the hub's fault
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # not the hub's fault
             raise
         raise RunError(
             f"{name}: no such folder here, and the Hugging Face hub cannot be reached for a model of that name "

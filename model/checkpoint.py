@@ -108,13 +108,10 @@ def write_atomically(path):
     """A binary file to write that takes its name only when it is complete: temporary name, fsync, rename.
 
     Raises:
-        UserError: the name is taken by a folder or a device.
         OSError: the write failed; names `path`.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is not an ordinary file; name another")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -12,6 +12,9 @@ from data.tokenize import Tokens, tokenize
 from model.microbatch import pad
 from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool
 
+# RoBERTa's family counts positions from the padding index + 1
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet")
+
 
 class SentenceEncoder(nn.Module):
     """Sentences into vectors.
@@ -90,6 +93,9 @@ class SentenceEncoder(nn.Module):
 
         Returns:
             (n, d) float32 tensor on the CPU, in the order of `sentences`, not normalised.
+
+        Raises:
+            TypeError: an item of the list is not a string; names its index.
         """
         if device is not None:
             self.to(device)
@@ -129,8 +135,4 @@ class SentenceEncoder(nn.Module):
 def max_positions(config):
     """The longest input, in tokens, that a model of this configuration has positions for."""
     positions = getattr(config, "max_position_embeddings", None) or 1_000_000  # relative positions have no limit
-    # RoBERTa's family counts positions from the padding index + 1
     return positions - config.pad_token_id - 1 if config.model_type in OFFSET_POSITIONS else positions
-
-
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet")

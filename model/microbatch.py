@@ -32,6 +32,8 @@ def pad(tokens, rows, pad_id, device):
     Args:
         tokens: packed sentences with `ids` and `offsets`.
         rows: (n,) indices of sentences.
+        pad_id: the id that fills a row up.
+        device: where the tensors are put.
 
     Returns:
         (input_ids, attention_mask), both (n, longest) int64 on `device`.

@@ -14,6 +14,7 @@ CONFIG_FILE = "train_config.json"
 METRICS_FILE = "dev_metrics.json"
 LOG_FILE = "log.csv"
 NAMES = (MODEL_FOLDER, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE)
+LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in NAMES))  # of a run that was killed while it saved
 
 
 class RunFolder:
@@ -56,8 +57,8 @@ class RunFolder:
             file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _make_way(self):
-        for name in (".building-*", *(f".{name}.*" for name in NAMES)):  # of a run that was killed while it saved
-            for leftover in self.path.glob(name):
+        for pattern in LEFTOVERS:
+            for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
         if in_the_way:

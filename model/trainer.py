@@ -72,6 +72,7 @@ def train(
             run.save_best(encoder, best)
         return metrics, best
 
+    encoder.train()  # `encode`, which evaluations call, leaves it so
     metrics, best = evaluate_and_keep(0, None)
     run.log(step=0, epoch=0, **metrics)
     step, losses, examples_since, since = 0, [], 0, time.perf_counter()
@@ -80,7 +81,6 @@ def train(
             order = np.random.default_rng([seed, epoch]).permutation(len(examples))
             for start in range(0, len(examples), batch_size):
                 batch = examples[order[start : start + batch_size]]  # (B, sentences an example has)
-                encoder.train()
                 loss = objective(encode, batch)
                 loss.backward()
                 optimizer.step()

@@ -16,6 +16,7 @@ from data.errors import RunError, UserError
 from data.hub import fetch_folder
 from data.kobert_tokenizer import KoBERTTokenizer
 from model.checkpoint import load_encoder
+from tests.conftest import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -113,13 +114,14 @@ def test_silent_hub_is_given_up_within_15_seconds(tmp_path):
         server.bind(("127.0.0.1", 0))
         server.listen()
         code = (
-            "import os, sys; import evaluate\n"
+            "import evaluate\n"
             "evaluate.main(['--model', 'skt/kobert-base-v1', '--test_data', 'data/sample/test_sts.tsv'])"
         )
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         began = time.monotonic()
         result = subprocess.run(
             [sys.executable, "-c", code],
+            cwd=ROOT,
             env={"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)},
             capture_output=True,
             text=True,

@@ -220,9 +220,10 @@ def test_nothing_in_the_way_is_overwritten(train_flags, tmp_path, capsys):
     (run / "log.csv").write_text("mine")
     (run / "notes.txt").write_text("mine")
     (run / ".building-x").mkdir()  # left by a run that was killed while it saved
-    (run / ".nli_checkpoint.pt.123").write_text("half")
+    (run / ".nli_checkpoint.pt.123.partial").write_text("half")
+    (run / ".log.csv.swp").write_text("an editor's")
     train.main(train_flags)
-    assert not list(run.glob(".*"))
+    assert [file.name for file in run.glob(".*")] == [".log.csv.swp"]
     assert f"what was there is kept in {run / 'previous-1'}" in capsys.readouterr().err
     assert torch.load(run / "previous-1" / "nli_checkpoint.pt") == {"model": {}}
     assert (run / "previous-1" / "log.csv").read_text() == (run / "notes.txt").read_text() == "mine"
