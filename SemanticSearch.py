@@ -12,7 +12,8 @@ import numpy as np
 
 from data import flags
 from data.errors import UserError, one_sentence_errors
-from data.tables import read_lines
+from data.sentences import read_sentences
+from data.tables import Dropped
 from model.checkpoint import load_encoder
 from model.pooling import POOLINGS
 from model.utils import default_device, pytorch_cos_sim
@@ -38,14 +39,14 @@ QUERIES = [
 
 
 def parse_flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--model", help=f"mini, run folder, .pt, model folder or hub id (default: {DEFAULT_MODEL})")
     add("--tokenizer", help="file, folder or hub id, where the model comes without one")
     add("--pooling", choices=POOLINGS, help="default: saved with the model, else pooler")
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
-    add("--corpus", metavar="FILE", help="a sentence a line (default: the demo's)")
-    add("--encoding", default="utf-8", help="of the corpus, such as cp949 (default: utf-8)")
+    add("--corpus", metavar="FILE", help="text, a sentence a line, or a column of a table (default: the demo's)")
+    flags.add_table_flags(parser, "the corpus")
     add(
         "--query",
         action="append",
@@ -53,7 +54,7 @@ def parse_flags(argv):
         metavar="TEXT",
         help="what to look for; repeatable (default: the demo's)",
     )
-    add("--top_k", type=flags.positive_int, default=5, help="results for each query (default: 5)")
+    add("--top_k", type=flags.positive_int, default=5, help="results for each query")
     add(
         "--device",
         type=flags.device,
@@ -70,7 +71,11 @@ def main(argv=None):
         raise UserError("--corpus: nothing to look for; add --query TEXT")
     if any(not query.strip() for query in args.query or []):
         raise UserError("--query: is empty; write what to look for")
-    corpus = read_lines(args.corpus, args.encoding) if args.corpus else CORPUS
+    corpus = CORPUS
+    if args.corpus:
+        dropped = Dropped(skip=args.on_bad_row == "skip")
+        corpus = read_sentences(args.corpus, args.encoding, args.columns, dropped)
+        dropped.report(".")
 
     name = args.model or DEFAULT_MODEL
     if not args.model and not Path(name).is_file():

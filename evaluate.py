@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 from data import flags
+from data.download import KORSTS_TEST, default_files
 from data.errors import UserError, one_sentence_errors
 from data.sts import read_sts
+from data.tables import Dropped
 from model.checkpoint import load_encoder, write_atomically
 from model.metrics import CORRELATIONS, evaluate_sts, json_ready
 from model.pooling import POOLINGS
@@ -24,22 +26,21 @@ COLUMNS = ["AVG", *(name.replace("_", " ").title() for name in CORRELATIONS)]
 
 
 def parse_flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--model", nargs="+", action="extend", help="mini, run folder, .pt, folder or hub id (default: output)")
     add(
         "--test_data",
         nargs="+",
         action="extend",
-        required=True,
         metavar="FILE",
-        help="STS files, each scored on its own",
+        help="STS files, each scored on its own (default: KorSTS test as data.download gets it)",
     )
     add("--tokenizer", help="file, folder or hub id, where a model comes without one")
     add("--pooling", choices=POOLINGS, help="default: saved with the model, else pooler")
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
-    add("--batch_size", type=flags.positive_int, default=64, help="sentences in a forward pass (default: 64)")
-    add("--encoding", default="utf-8", help="of the test files, such as cp949 (default: utf-8)")
+    add("--batch_size", type=flags.positive_int, default=64, help="sentences in a forward pass")
+    flags.add_table_flags(parser)
     add(
         "--device",
         type=flags.device,
@@ -57,7 +58,11 @@ def main(argv=None):
         if not Path("output").is_dir():
             raise UserError("output, the default of --model, is not there; train first, or name a model")
         args.model = ["output"]
-    test_sets = [(file, read_sts([file], args.encoding)) for file in args.test_data]
+    if not args.test_data:
+        args.test_data = default_files(KORSTS_TEST, flag="--test_data")
+    dropped = Dropped(skip=args.on_bad_row == "skip")
+    test_sets = [(file, read_sts([file], args.encoding, args.columns, dropped)) for file in args.test_data]
+    dropped.report(".")
     if args.json:
         check_json_path(Path(args.json), args.test_data)
     results = []

@@ -12,17 +12,18 @@ import hashlib
 import platform
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
 from data import flags
+from data.download import KORNLI_TRAIN, KORSTS_DEV, default_files
 from data.errors import one_sentence_errors
-from data.nli import PAIRINGS, index_sentences, read_triplets
+from data.files import require_files
+from data.nli import PAIRINGS, read_triplets
 from data.sts import read_sts
-from data.tables import require_files
+from data.tables import Dropped
 from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts
@@ -36,25 +37,29 @@ SELECTABLE = ("avg", *CORRELATIONS)
 
 
 def parse_flags(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--model", default="skt/kobert-base-v1", help="mini, run folder, .pt, model folder or hub id to start from")
     add("--tokenizer", help="file, folder or hub id, where the model comes without one")
     add("--pooling", choices=POOLINGS, default="pooler", help="how token states become a sentence's vector")
     add("--max_len", type=flags.positive_int, default=50, help="tokens a sentence is cut at")
     add("--dropout", type=flags.fraction, default=0.1, help="every dropout of the backbone")
-    add("--train_data", nargs="+", action="extend", required=True, metavar="FILE", help="KorNLI files or triplet files")
+    add(
+        "--train_data",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="NLI files or triplet files (default: KorNLI as data.download gets it)",
+    )
     add(
         "--valid_data",
         nargs="+",
         action="extend",
-        required=True,
         metavar="FILE",
-        help="STS files the best checkpoint is chosen on",
+        help="STS files the best checkpoint is chosen on (default: KorSTS dev as data.download gets it)",
     )
-    add("--encoding", default="utf-8", help="of the data files, such as cp949")
+    flags.add_table_flags(parser, "--train_data")
+    add("--valid_columns", nargs="+", metavar="NAME", help="as --columns, of --valid_data")
     add("--pairing", choices=PAIRINGS, default="one", help="triplets from KorNLI: one a premise, or all")
     add("--batch_size", type=flags.positive_int, default=256, help="triplets in a step")
     add("--epochs", type=flags.positive_int, default=3, help="passes over the triplets")
@@ -74,23 +79,24 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
+    args.train_data = args.train_data or default_files(*KORNLI_TRAIN, flag="--train_data")
+    args.valid_data = args.valid_data or default_files(KORSTS_DEV, flag="--valid_data")
     require_files([*args.train_data, *args.valid_data])
     check_run_folder(args.output_dir)
     torch.manual_seed(args.seed)
     encoder = load_encoder(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout, training=True)
     encoder.to(args.device)
 
-    triplets, dropped = read_triplets(args.train_data, args.pairing, args.seed, args.encoding)
-    sentences, examples = index_sentences(triplets)
-    dev = read_sts(args.valid_data, args.encoding)
+    dropped = Dropped(skip=args.on_bad_row == "skip")
+    sentences, examples = read_triplets(args.train_data, args.pairing, args.seed, args.encoding, args.columns, dropped)
+    dev = read_sts(args.valid_data, args.encoding, args.valid_columns, dropped)
     say(f"train: {len(examples):,} triplets of {len(sentences):,} sentences; dev: {len(dev.scores):,} pairs")
-    if dropped.counts:
-        say(f"dropped: {dropped}")
 
     tokens = cached_tokens(sentences, encoder.tokenizer, args.max_len)
     dev_tokens = cached_tokens([*dev.sentences1, *dev.sentences2], encoder.tokenizer, args.max_len)
 
     run = RunFolder(args.output_dir, describe(args, len(examples), len(sentences)), LOG_COLUMNS)
+    dropped.report(run.path)
     began = time.perf_counter()
     best = train(
         encoder,
@@ -123,9 +129,7 @@ def describe(args, triplets, sentences):
         "flags": {name: str(value) if name == "device" else value for name, value in vars(args).items()},
         "triplets": triplets,
         "sentences": sentences,
-        "data_sha256": {
-            file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in [*args.train_data, *args.valid_data]
-        },
+        "data_sha256": {file: sha256(file) for file in [*args.train_data, *args.valid_data]},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -133,6 +137,11 @@ def describe(args, triplets, sentences):
             "numpy": np.__version__,
         },
     }
+
+
+def sha256(file):
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def say(message):

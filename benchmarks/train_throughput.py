@@ -22,8 +22,8 @@ import torch
 
 from data import flags
 from data.errors import RunError, UserError, one_sentence_errors
-from data.nli import index_sentences, read_triplets
-from data.tables import require_files
+from data.files import require_files
+from data.nli import read_triplets
 from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
@@ -53,8 +53,7 @@ def reference(encoder, tokens, batch, micro_batch_tokens):
 def run_side(args):
     """One process's work: time `steps` training steps after 2 that are not counted; print JSON."""
     torch.manual_seed(0)
-    triplets, _ = read_triplets(args.train_data)
-    sentences, examples = index_sentences(triplets)
+    sentences, examples = read_triplets(args.train_data)
     needed = (args.steps + 2) * args.batch_size
     if needed > len(examples):
         raise UserError(f"--steps {args.steps}: needs {needed:,} triplets, the files have {len(examples):,}")

@@ -5,6 +5,34 @@ import argparse
 import torch
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default to a flag's help where there is one and the help does not speak of it."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_table_flags(parser, columns_of="the files"):
+    """The flags of every script that reads people's own tables."""
+    add = parser.add_argument
+    add("--encoding", default="utf-8", help="of text files, such as cp949")
+    add(
+        "--columns",
+        nargs="+",
+        metavar="NAME",
+        help=f"the columns of {columns_of}, by header name or by number from 1 (default: known names in the header, "
+        "else all columns)",
+    )
+    add(
+        "--on_bad_row",
+        choices=("error", "skip"),
+        default="error",
+        help="stop at a bad row, or leave it out, count it and write it to rejected_rows.jsonl",
+    )
+
+
 def positive_int(text):
     return _checked(text, int, lambda value: value >= 1, "a whole number of at least 1")
 

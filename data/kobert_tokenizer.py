@@ -7,6 +7,7 @@ Two files of the same tokenizer circulate, told apart by their first pieces:
   SPECIAL_TOKENS, then this file's ordinary pieces in code-point order.
 """
 
+import itertools
 import unicodedata
 from pathlib import Path
 
@@ -68,24 +69,41 @@ class KoBERTTokenizer(PreTrainedTokenizer):
                 raise UserError(f"{folder}: holds no SentencePiece file (spiece.model or one *.model)")
         return cls(path, **kwargs)
 
-    def token_ids(self, sentences, max_len):
-        """The fast path: model ids of many sentences, equal to `self(sentences, truncation=True, ...)["input_ids"]`.
+    def pack(self, sentences, max_len):
+        """The fast path: model ids of many sentences, as `self(sentences, truncation=True, ...)["input_ids"]` has them.
 
         Args:
             sentences: list of n strings.
             max_len: longest result, [CLS] and [SEP] included.
 
         Returns:
-            A list of n lists of int.
+            (ids, lengths): the ids of all sentences in a row, (total,) int32, and how many each has, (n,) int64.
         """
         encoded = self.sp_model.encode([unicodedata.normalize("NFC", sentence) for sentence in sentences])
-        model_ids = self.model_ids.tolist()
-        rows = [[CLS, *[model_ids[i] for i in ids[: max_len - 2]], SEP] for ids in encoded]
-        added_tokens = list(self.added_tokens_encoder)
-        for i, sentence in enumerate(sentences):
-            if any(token in sentence for token in added_tokens):
-                rows[i] = self(sentence, truncation=True, max_length=max_len)["input_ids"]  # "[MASK]" is one token
-        return rows
+        to_model = self.model_ids
+        added_tokens = list(self.added_tokens_encoder)  # "[MASK]" is one token; sentencepiece does not know
+        everything = "\0".join(sentences)
+        if any(token in everything for token in added_tokens):
+            to_model = np.concatenate([to_model, np.arange(len(self), dtype=np.int32)])  # ids past sentencepiece's
+            for i, sentence in enumerate(sentences):
+                if any(token in sentence for token in added_tokens):
+                    ids = self(sentence, add_special_tokens=False)["input_ids"]
+                    encoded[i] = [len(self.model_ids) + id for id in ids]
+        counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        pieces = to_model[np.fromiter(itertools.chain.from_iterable(encoded), np.int32, counts.sum())]
+        kept = np.minimum(counts, max_len - 2)
+        if (kept < counts).any():
+            position = np.arange(len(pieces)) - np.repeat(np.cumsum(counts) - counts, counts)
+            pieces = pieces[position < np.repeat(kept, counts)]
+        lengths = kept + 2
+        ends = np.cumsum(lengths)
+        ids = np.empty(lengths.sum(), np.int32)
+        inner = np.ones(len(ids), bool)
+        inner[ends - lengths] = inner[ends - 1] = False
+        ids[inner] = pieces
+        ids[ends - lengths] = CLS
+        ids[ends - 1] = SEP
+        return ids, lengths
 
     # What PreTrainedTokenizer asks of a subclass
 

@@ -1,148 +1,193 @@
 """NLI files into triplets (premise, entailment, contradiction), the training data of supervised SimCSE."""
 
-import random
 import re
+from array import array
+from typing import NamedTuple
 
 import numpy as np
 
 from data.errors import UserError
-from data.tables import read_tsv, wrong_columns
+from data.tables import Dropped, Layout, Table
 
 KORNLI_HEADER = ["sentence1", "sentence2", "gold_label"]
-LABELS = ("entailment", "neutral", "contradiction")
+LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2}
+ENTAILMENT, CONTRADICTION = LABELS["entailment"], LABELS["contradiction"]
 PAIRINGS = ("one", "all")
-HEADER_WORDS = set(
-    "anchor positive negative premise hypothesis entailment contradiction sentence1 sentence2 gold_label label "
-    "sent0 sent1 hard_neg".split()
-)
 SCORE = re.compile(r"\d(\.\d+)?")
 
-
-class Dropped:
-    """How many rows were left out, by reason, with the place of the first of each."""
-
-    def __init__(self):
-        self.counts = {}  # reason -> number of rows
-        self.first = {}  # reason -> "file, line N"
-
-    def add(self, reason, path, line):
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        self.first.setdefault(reason, f"{path}, line {line}")
-
-    def __str__(self):
-        return "; ".join(f"{count:,} {reason} (first: {self.first[reason]})" for reason, count in self.counts.items())
+NLI = Layout(
+    (("premise", "sentence1"), ("hypothesis", "sentence2"), ("gold_label", "label")),
+    accepts=lambda values: values[2] in LABELS,
+)
+TRIPLETS = Layout(
+    (
+        ("anchor", "premise", "sent0", "query", "sentence1"),
+        ("positive", "entailment", "sent1", "pos"),
+        ("negative", "contradiction", "hard_neg", "neg"),
+    ),
+    accepts=lambda values: values[2] not in LABELS and not SCORE.fullmatch(str(values[2])),
+)
 
 
-def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8"):
-    """Triplets from KorNLI files (3 columns under a header) and triplet files (3 columns, no header).
+class Triplets(NamedTuple):
+    """N triplets as indices of their distinct sentences, so that each sentence is tokenised once."""
 
-    Rows with `n/a` for a sentence and rows that repeat the premise are dropped and counted. So are
-    malformed and empty rows of KorNLI, a translated corpus with known debris; a triplet file is
-    somebody's own, and there such a row is an error.
+    sentences: list  # of distinct strings, in order of appearance
+    examples: np.ndarray  # (N, 3) int64: premise (anchor), entailment (positive), contradiction (negative)
+
+
+def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=None, dropped=None):
+    """Triplets from NLI files (premise, hypothesis, label) and triplet files (anchor, positive, negative).
 
     Args:
-        paths: files of either kind, read as one corpus: a premise is paired over all KorNLI files.
+        paths: files of either kind, read as one corpus: a premise is paired over all NLI files.
         pairing: "one" draws one entailment and one contradiction for every distinct premise that has
             both, as SimCSE does (Gao et al. 2021, arXiv:2104.08821, section 4.1); "all" takes every
             distinct entailment x contradiction. Triplet files are taken as they are.
         seed: of the draw; the same files, pairing and seed give the same triplets in the same order.
-        encoding: of the files.
+        encoding: of text files.
+        columns: see `Table`.
+        dropped: a `Dropped`, which counts the rows that are left out; see `Corpus.add`.
 
     Returns:
-        (triplets, dropped): a list of (premise, entailment, contradiction) strings, and a `Dropped`.
+        `Triplets`: those of the triplet files in file order, then one premise after the other.
 
     Raises:
-        UserError: a file is unreadable or of neither kind, a row of a triplet file is malformed, or no
-            triplet is left.
+        UserError: a file is unreadable or of neither kind, a row is bad (unless skipped), or no triplet is left.
     """
-    triplets = []
-    dropped = Dropped()
-    hypotheses = {}  # premise -> ([entailments], [contradictions]), in order of appearance
+    dropped = Dropped() if dropped is None else dropped
+    corpus = Corpus()
     for path in paths:
-        rows = read_tsv(path, encoding)
-        number, first = next(rows)
-        if first == KORNLI_HEADER:
-            _collect_hypotheses(path, rows, hypotheses, dropped)
-        else:
-            triplets.extend(_triplet_rows(path, [(number, first), *rows], dropped))
-    draw = random.Random(seed)
-    for premise, (entailments, contradictions) in hypotheses.items():
-        if pairing == "all":
-            # SNLI repeats hypotheses under one premise: distinct triplets only
-            triplets.extend((premise, e, c) for e in dict.fromkeys(entailments) for c in dict.fromkeys(contradictions))
-        elif entailments and contradictions:
-            triplets.append((premise, draw.choice(entailments), draw.choice(contradictions)))
-    if not triplets:
+        corpus.add(path, encoding, columns, dropped)
+    examples = corpus.pair(pairing, seed)
+    if not len(examples):
         raise UserError(
             f"{', '.join(map(str, paths))}: no premise with both an entailment and a contradiction"
             + (f"; dropped {dropped}" if dropped.counts else "")
         )
-    return triplets, dropped
+    sentences = list(corpus.index)
+    used = np.zeros(len(sentences), dtype=bool)
+    used[examples] = True
+    number = np.cumsum(used) - 1
+    return Triplets([sentences[i] for i in np.flatnonzero(used)], number[examples])
 
 
-def _collect_hypotheses(path, rows, hypotheses, dropped):
-    """Add KorNLI's rows to `hypotheses`, grouped by premise."""
-    for number, fields in rows:
-        if len(fields) != 3 or fields[2] not in LABELS:
-            dropped.add("malformed", path, number)
-        elif not (reason := _unusable(fields[0], fields[1])):
-            entailments, contradictions = hypotheses.setdefault(fields[0], ([], []))
-            if fields[2] == "entailment":
-                entailments.append(fields[1])
-            elif fields[2] == "contradiction":
-                contradictions.append(fields[1])
+class Corpus:
+    """The usable rows of any number of NLI and triplet files, as numbers of their sentences.
+
+    Attributes:
+        index: {sentence: its number}, in order of appearance.
+    """
+
+    def __init__(self):
+        self.index = {}
+        self._triplets = array("q")  # flat: anchor, positive, negative
+        self._nli = array("q")  # flat: premise, hypothesis, label
+
+    @property
+    def triplets(self):
+        """The rows of triplet files, (n, 3) int64."""
+        return np.array(self._triplets, dtype=np.int64).reshape(-1, 3)
+
+    @property
+    def nli(self):
+        """The rows of NLI files, (n, 3) int64: premise, hypothesis, label as in LABELS."""
+        return np.array(self._nli, dtype=np.int64).reshape(-1, 3)
+
+    def add(self, path, encoding="utf-8", columns=None, dropped=None):
+        """Read a file.
+
+        Rows with `n/a` for a sentence and rows that repeat the premise say nothing: dropped and counted. So are
+        malformed and empty rows of KorNLI, a translated corpus with known debris, told by its header; elsewhere
+        they are bad rows.
+
+        Raises:
+            UserError: the file is unreadable or of neither kind, or a row is bad (unless skipped).
+        """
+        dropped = Dropped() if dropped is None else dropped
+        table = Table(path, {"triplets": TRIPLETS, "nli": NLI}, encoding, columns, dropped)
+        if table.kind == "nli":
+            self._add_nli(table, dropped)
         else:
-            dropped.add(reason, path, number)
+            self._add_triplets(table, dropped)
 
+    def _add_nli(self, table, dropped):
+        path, index, number_of = table.path, self.index, self.index.setdefault
+        lenient = table.header == KORNLI_HEADER
+        for number, values in table.rows(lenient):
+            premise, hypothesis, label = values
+            code = LABELS.get(label)
+            reason = _unusable(premise, hypothesis)
+            if reason and (lenient or reason != "empty"):
+                dropped.add(path, number, values, reason)
+            elif reason:
+                dropped.bad(path, number, values, "empty", "a sentence is empty; expected premise and hypothesis")
+            elif code is not None:
+                self._nli.extend((number_of(premise, len(index)), number_of(hypothesis, len(index)), code))
+            elif lenient:
+                dropped.add(path, number, values, "malformed")
+            else:
+                message = f"label {label[:40]!r}, expected one of {', '.join(LABELS)}"
+                dropped.bad(path, number, values, "unknown label", message)
 
-def _triplet_rows(path, rows, dropped):
-    """The usable rows of a triplet file."""
-    for number, fields in rows:
-        if len(fields) != 3:
-            expected = f"3 separated by tabs (anchor, positive, negative) or the header {KORNLI_HEADER} in line 1"
-            raise wrong_columns(path, number, fields, expected)
-        premise, entailment, contradiction = fields
-        if number == 1 and all(field.lower() in HEADER_WORDS for field in fields):
-            raise UserError(
-                f"{path}, line 1: a header; remove the line, or for NLI rows make it {' '.join(KORNLI_HEADER)}"
-            )
-        if contradiction in LABELS:
-            raise UserError(
-                f"{path}, line {number}: a label where a sentence should be; line 1 of NLI rows must be {KORNLI_HEADER}"
-            )
-        if SCORE.fullmatch(contradiction):
-            raise UserError(
-                f"{path}, line {number}: {contradiction!r} where a sentence should be; training takes triplets, or NLI "
-                f"rows with the labels {', '.join(LABELS)} in words"
-            )
-        reason = _unusable(premise, entailment) or _unusable(premise, contradiction)
-        if not reason and entailment == contradiction:
-            reason = "positive equal to negative"
-        if reason == "empty":
-            raise UserError(f"{path}, line {number}: a sentence is empty; expected anchor, positive and negative")
-        if reason:
-            dropped.add(reason, path, number)
+    def _add_triplets(self, table, dropped):
+        path, index, number_of = table.path, self.index, self.index.setdefault
+        for number, values in table.rows():
+            anchor, positive, negative = values
+            reason = _unusable(anchor, positive) or _unusable(anchor, negative)
+            if not reason and positive == negative:
+                reason = "positive equal to negative"
+            if reason == "empty":
+                message = "a sentence is empty; expected anchor, positive and negative"
+                dropped.bad(path, number, values, reason, message)
+            elif reason:
+                dropped.add(path, number, values, reason)
+            elif negative in LABELS:
+                message = "a label where a sentence should be; NLI rows and triplets cannot be mixed in a file"
+                dropped.bad(path, number, values, "label for a sentence", message)
+            elif SCORE.fullmatch(negative):
+                message = (
+                    f"{negative!r} where a sentence should be; training takes triplets, or NLI rows with the labels "
+                    f"{', '.join(LABELS)} in words"
+                )
+                dropped.bad(path, number, values, "number for a sentence", message)
+            else:
+                for sentence in values:
+                    self._triplets.append(number_of(sentence, len(index)))
+
+    def pair(self, pairing="one", seed=1234):
+        """The corpus as triplets, (N, 3) int64 numbers of sentences; see `read_triplets`."""
+        premises, hypotheses, labels = self.nli.T
+        groups = []  # for entailment and contradiction: hypotheses grouped by premise, first of each group, how many
+        for label in (ENTAILMENT, CONTRADICTION):
+            rows = np.flatnonzero(labels == label)
+            if pairing == "all":  # SNLI repeats hypotheses under one premise: distinct triplets only
+                _, distinct = np.unique(premises[rows] * len(self.index) + hypotheses[rows], return_index=True)
+                rows = rows[np.sort(distinct)]
+            grouped = rows[np.argsort(premises[rows], kind="stable")]
+            count = np.bincount(premises[rows], minlength=len(self.index))
+            groups.append((hypotheses[grouped], np.cumsum(count) - count, count))
+        (entailments, first_e, count_e), (contradictions, first_c, count_c) = groups
+        premise = np.flatnonzero((count_e > 0) & (count_c > 0))
+        if pairing == "all":
+            combinations = count_e[premise] * count_c[premise]
+            premise = np.repeat(premise, combinations)
+            k = np.arange(len(premise)) - np.repeat(np.cumsum(combinations) - combinations, combinations)
+            e, c = np.divmod(k, count_c[premise])
         else:
-            yield premise, entailment, contradiction
+            draw = np.random.default_rng(seed)
+            e, c = draw.integers(count_e[premise]), draw.integers(count_c[premise])
+        paired = np.stack([premise, entailments[first_e[premise] + e], contradictions[first_c[premise] + c]], axis=1)
+        paired = paired[paired[:, 1] != paired[:, 2]]  # one hypothesis with both labels teaches nothing
+        return np.concatenate([self.triplets, paired])
 
 
 def _unusable(premise, hypothesis):
     """Why this pair of sentences cannot be used, or None."""
     if not premise or not hypothesis:
         return "empty"
-    if premise.lower() == "n/a" or hypothesis.lower() == "n/a":
-        return "n/a"
     if premise == hypothesis:
         return "hypothesis equal to its premise"
+    if (len(premise) == 3 and premise.lower() == "n/a") or (len(hypothesis) == 3 and hypothesis.lower() == "n/a"):
+        return "n/a"
     return None
-
-
-def index_sentences(triplets):
-    """Triplets as indices of their distinct sentences, so that each sentence is tokenised once.
-
-    Returns:
-        (sentences, examples): a list of distinct strings in order of appearance, and an (N, 3) int64 array.
-    """
-    index = {}
-    examples = [[index.setdefault(sentence, len(index)) for sentence in triplet] for triplet in triplets]
-    return list(index), np.array(examples)

@@ -1,16 +1,11 @@
 """STS files into scored sentence pairs, the evaluation data."""
 
-import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data.errors import UserError
-from data.tables import read_csv, read_json, read_tsv, wrong_columns
-
-KORSTS_HEADER = ["genre", "filename", "year", "id", "score", "sentence1", "sentence2"]
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON's escapes can spell what no encoding can hold
+from data.tables import Dropped, Layout, Table
 
 
 class ScoredPairs(NamedTuple):
@@ -21,27 +16,42 @@ class ScoredPairs(NamedTuple):
     scores: np.ndarray  # (n,) float64, 0 (unrelated) to 5 (same meaning)
 
 
-def read_sts(paths, encoding="utf-8"):
-    """Scored pairs from one or several files, in file order; the kind is told from name and header.
+def _number(score):
+    """The score as a number, or None."""
+    try:
+        return float(score)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
-    - KorSTS: 7 tab-separated columns under a header (KORSTS_HEADER)
-    - 3 tab-separated columns without header: sentence1, sentence2, score
-    - `.json`: KLUE-STS, a list of {"sentence1", "sentence2", "labels": {"real-label": score}}
-    - `.csv`: ordinary quoting, a header that holds sentence1, sentence2 and label (KLUE-STS) or score
 
-    Every row is kept: equal sentences, and pairs scored twice, are part of the published sets.
+SCORED = Layout(
+    (("sentence1", "text1"), ("sentence2", "text2"), ("score", "labels.real-label", "label")),
+    accepts=lambda values: _number(values[2]) is not None,
+    numbers=(2,),
+)
+
+
+def read_sts(paths, encoding="utf-8", columns=None, dropped=None):
+    """Scored pairs from one or several files, in file order.
+
+    The columns are told by their names (KorSTS's seven, KLUE-STS as .json or .csv, a user's own); a .tsv with
+    three columns needs no header. Every row is kept: equal sentences, and pairs scored twice, are part of the
+    published sets.
+
+    Args:
+        encoding, columns, dropped: see `Table`.
 
     Raises:
-        UserError: a file is unreadable or a row is not a pair with a score in 0..5 (names file and line), or all
-            scores are equal.
+        UserError: a file is unreadable, a row is not a pair with a score in 0..5 (unless skipped), or all scores are
+            equal.
     """
+    dropped = Dropped() if dropped is None else dropped
     pairs = []
-    for path in map(Path, paths):
-        read_rows = {".json": _klue_json_rows, ".csv": _csv_rows}.get(path.suffix.lower(), _tsv_rows)
+    for path in paths:
         before = len(pairs)
-        pairs.extend(_checked(*row) for row in read_rows(path, encoding))
+        pairs.extend(scored_rows(path, encoding, columns, dropped))
         if len(pairs) == before:
-            raise UserError(f"{path}: holds no rows")
+            raise UserError(f"{path}: holds no usable rows; dropped {dropped}")
     sentences1, sentences2, scores = zip(*pairs)
     if len(set(scores)) < 2:
         files = ", ".join(map(str, paths))
@@ -49,62 +59,20 @@ def read_sts(paths, encoding="utf-8"):
     return ScoredPairs(list(sentences1), list(sentences2), np.array(scores))
 
 
-# Each of the readers yields (place, sentence1, sentence2, score), place being "file, line N" for errors.
-
-
-def _tsv_rows(path, encoding):
-    rows = read_tsv(path, encoding)
-    first_number, first = next(rows)
-    if first == KORSTS_HEADER:
-        for number, fields in rows:
-            if len(fields) != 7:
-                raise wrong_columns(path, number, fields, "7 as in the header")
-            yield f"{path}, line {number}", fields[5], fields[6], fields[4]
-    else:
-        for number, fields in [(first_number, first), *rows]:
-            if len(fields) != 3:
-                expected = f"3 separated by tabs (sentence1, sentence2, score) or the header {KORSTS_HEADER} in line 1"
-                raise wrong_columns(path, number, fields, expected)
-            yield f"{path}, line {number}", *fields
-
-
-def _csv_rows(path, encoding):
-    rows = read_csv(path, encoding)
-    number, header = next(rows)
-    score_name = "score" if "score" in header else "label"
-    missing = {"sentence1", "sentence2", score_name} - set(header)
-    if missing:
-        raise UserError(f"{path}, line {number}: expected a header with sentence1, sentence2 and label, found {header}")
-    columns = [header.index(name) for name in ("sentence1", "sentence2", score_name)]
-    for number, fields in rows:
-        if len(fields) != len(header):
-            raise wrong_columns(path, number, fields, f"{len(header)} as in the header")
-        yield f"{path}, line {number}", *(fields[column] for column in columns)
-
-
-def _klue_json_rows(path, encoding):
-    entries = read_json(path, encoding)
-    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
-        try:
-            yield f"{path}, entry {number}", entry["sentence1"], entry["sentence2"], entry["labels"]["real-label"]
-        except (KeyError, TypeError):
-            expected = '{"sentence1": ..., "sentence2": ..., "labels": {"real-label": ...}}'
-            raise UserError(f"{path}, entry {number}: expected a list of {expected} (KLUE-STS)") from None
-
-
-def _checked(place, sentence1, sentence2, score):
-    """One pair with its score as a number, or a UserError that names `place`."""
-    try:
-        number = float(score)
-    except (TypeError, ValueError):
-        header = "; of headers only KorSTS's is known, remove the line" if place.endswith("line 1") else ""
-        raise UserError(f"{place}: score {score!r} is not a number; expected 0 to 5{header}") from None
-    if not 0 <= number <= 5:  # also false for nan
-        raise UserError(f"{place}: score {score} is outside 0..5; rescale the scores to 0..5")
-    if not isinstance(sentence1, str) or not isinstance(sentence2, str):
-        raise UserError(f"{place}: a sentence is not text ({sentence1!r}, {sentence2!r})")
-    if SURROGATE.search(sentence1 + sentence2):
-        raise UserError(f"{place}: half a character (a lone surrogate) in a sentence; save the file again")
-    if not sentence1.strip() or not sentence2.strip():
-        raise UserError(f"{place}: a sentence is empty; write one or remove the row")
-    return sentence1.strip(), sentence2.strip(), number
+def scored_rows(path, encoding, columns, dropped):
+    """Yield (sentence1, sentence2, score) for the rows of one file; see `read_sts`."""
+    table = Table(path, {"scored pairs": SCORED}, encoding, columns, dropped)
+    for number, values in table.rows():
+        sentence1, sentence2, score = values
+        value = _number(score)
+        if value is None:
+            header = "; if line 1 is a header, name its columns with --columns" if number == 1 else ""
+            message = f"score {score!r} is not a number; expected 0 to 5{header}"
+            dropped.bad(path, number, values, "score is not a number", message)
+        elif not 0 <= value <= 5:  # also false for nan
+            message = f"score {score} is outside 0..5; rescale the scores to 0..5"
+            dropped.bad(path, number, values, "score outside 0..5", message)
+        elif not sentence1 or not sentence2:
+            dropped.bad(path, number, values, "empty", "a sentence is empty; write one or remove the row")
+        else:
+            yield sentence1, sentence2, value

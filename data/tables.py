@@ -1,105 +1,345 @@
-"""The one reader of text and tables: strict decoding, NFC, and errors that name file and line."""
+"""Which columns of a table are wanted, and what becomes of rows that cannot be used."""
 
-import csv
-import io
+import itertools
 import json
+import operator
+import re
+import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from data.errors import UserError
+from data.files import LONGEST, file_format, place, read_records
+
+# Every name that a column is known by somewhere: a first line of nothing else is a header, not data.
+HEADER_WORDS = set(
+    "anchor positive negative premise hypothesis entailment contradiction sentence1 sentence2 gold_label label sent0 "
+    "sent1 hard_neg pos neg query question answer text text1 text2 sentence score genre filename year id guid".split()
+)
+REJECTED_FILE = "rejected_rows.jsonl"
+HEAD = 100  # rows looked at to tell kinds apart that have the same columns
 
 
-def require_files(paths):
-    """Raise UserError for the first path that is not a file: a typo shows before anything long begins."""
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+class Layout(NamedTuple):
+    """A kind of table: what its columns hold and how they are called."""
+
+    columns: tuple  # a tuple of header names for each column, the best first; the first is what messages call it
+    accepts: Callable = lambda values: True  # may this row be of the kind? Decides where names do not
+    numbers: tuple = ()  # the columns (from 0) that may hold a number instead of text
+
+    @property
+    def names(self):
+        return ", ".join(names[0] for names in self.columns)
 
 
-def read_text(path, encoding="utf-8"):
-    """A whole file as one string, Unicode NFC, without a byte order mark, every line end a single LF.
+class Dropped:
+    """Rows that were left out: how many by reason, an example of each, and with `skip` every one of them."""
 
-    Composed here, so that a premise typed on macOS (decomposed) and its twin typed elsewhere are the
-    same key when rows are grouped.
+    def __init__(self, skip=False):
+        self.skip = skip  # leave bad rows out, where otherwise the first is an error (--on_bad_row)
+        self.counts = {}  # reason -> number of rows
+        self.examples = {}  # reason -> (place of the first, the row)
+        self.rows = []  # with skip: (file, number, reason, row)
 
-    Raises:
-        UserError: the file is missing, empty, or not in `encoding`; the sentence names the line.
-    """
-    path = Path(path)
-    require_files([path])
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not encoding.lower().startswith(("utf-16", "utf16")):
-        raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
-    if content.startswith(b"PK\x03\x04"):
-        raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")
-    try:
-        text = content.decode(encoding)
-    except LookupError:
-        raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        hint = (
-            "Korean spreadsheets save cp949: try --encoding cp949 (for all files of a call)"
-            if encoding.lower() in ("utf-8", "utf8")
-            else "try --encoding utf-8 (for all files of a call)"
+    def add(self, path, number, row, reason):
+        """Count a row that says nothing and goes in any case."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples.setdefault(reason, (place(path, number), row))
+        if self.skip:
+            self.rows.append((str(path), number, reason, row))
+
+    def bad(self, path, number, row, reason, message):
+        """Refuse a row that is wrong.
+
+        Raises:
+            UserError: `message` after file and line, unless bad rows are skipped.
+        """
+        if not self.skip:
+            raise UserError(f"{place(path, number)}: {message}")
+        self.add(path, number, row, reason)
+
+    def __str__(self):
+        return "; ".join(
+            f"{count:,} {reason} (first: {self.examples[reason][0]})" for reason, count in self.counts.items()
         )
-        found = content[error.start : error.start + 1].hex() or "the end of the file"
-        raise UserError(f"{path}, line {line}: not valid {encoding} (byte 0x{found}); {hint}") from None
-    except UnicodeError as error:  # UTF-16 without its mark and the like
-        raise UserError(f"{path}: not valid {encoding} ({error}); try --encoding utf-8") from None
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty")
-    return unicodedata.normalize("NFC", text)
+
+    def _in_file_order(self):
+        """The rejected rows; those that a table's opening looks at come ahead of their turn."""
+        files = {file: i for i, file in enumerate(dict.fromkeys(row[0] for row in self.rows))}
+        return sorted(self.rows, key=lambda row: (files[row[0]], row[1]))
+
+    def report(self, folder):
+        """Print the summary; with `skip` also write the rows to a new REJECTED_FILE in `folder`."""
+        if not self.counts:
+            return
+        message = f"dropped: {self}"
+        if self.rows:
+            file = open_new(Path(folder) / REJECTED_FILE)
+            with file:
+                for path, number, reason, row in self._in_file_order():
+                    record = {"file": path, "number": number, "reason": reason, "row": row}
+                    # ASCII: what could not be decoded can still be written
+                    file.write(json.dumps(record, default=str) + "\n")
+            message += f"; the rows are in {file.name}"
+        print(message, file=sys.stderr, flush=True)
 
 
-def read_tsv(path, encoding="utf-8"):
-    """Rows of a tab-separated file as (line number from 1, fields), fields stripped of surrounding blanks.
-
-    A plain split on tabs: quotes are text. KorNLI and KorSTS hold unbalanced double quotes, and a
-    reader that honours them swallows rows without an error. Only LF ends a line (str.splitlines would
-    also cut at U+2028 and others inside a sentence). Blank lines at the end of the file are not rows.
-    """
-    lines = read_text(path, encoding).rstrip("\n").split("\n")
-    for number, line in enumerate(lines, start=1):
-        yield number, [field.strip() for field in line.split("\t")]
+def open_new(path):
+    """Open a text file for writing that was not there before: name.ext, else name-2.ext, name-3.ext, ..."""
+    for number in itertools.count(1):
+        numbered = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            return numbered.open("x", encoding="utf-8")
+        except FileExistsError:
+            pass
 
 
-def read_csv(path, encoding="utf-8"):
-    """Rows of a comma-separated file with ordinary quoting as (line number where the row ends, fields)."""
-    reader = csv.reader(io.StringIO(read_text(path, encoding), newline=""), strict=True)
-    try:
-        for fields in reader:
-            if fields:
-                yield reader.line_num, [field.strip() for field in fields]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+class Table:
+    """An open table whose kind and columns are known.
 
+    Args:
+        path: the file; its format is told from its name.
+        layouts: {kind: Layout}, the kinds that will do, preferred first.
+        encoding: of text files.
+        columns: for each column wanted, its header name or (.tsv, .csv) its number from 1; default: known names in
+            the header, or all columns of a .tsv without header.
+        dropped: a `Dropped`.
+        default: the format of a file whose name tells none.
 
-def read_json(path, encoding="utf-8"):
-    """A JSON file's value.
+    Attributes:
+        kind: key of the layout that fits.
+        header: the names of the file's columns, or None.
 
     Raises:
-        UserError: not JSON; the sentence names the line.
+        UserError: the file is unreadable or empty, or none of the layouts fits.
     """
-    try:
-        return json.loads(read_text(path, encoding))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    except RecursionError:
-        raise UserError(f"{path}: not usable JSON (nested too deeply)") from None
+
+    def __init__(self, path, layouts, encoding="utf-8", columns=None, dropped=None, default=".tsv"):
+        self.path, self.layouts = path, layouts
+        self.dropped = Dropped() if dropped is None else dropped
+        self.format = file_format(path, default)
+
+        def on_bad(number, record, reason, message):
+            self.dropped.bad(path, number, record, reason, message)
+
+        self._records = read_records(path, encoding, on_bad, self.format)
+        self._head = list(itertools.islice(self._records, HEAD))
+        if not self._head:
+            raise UserError(f"{path}: {self._nothing('the file is empty')}")
+        self._first = self._head[0]
+        self.header = self._find_header(columns)
+        fitting = self._fit(columns)  # [(kind, picked columns)]
+        while not fitting and self.dropped.skip and not (self.header or columns or self.format == ".csv"):
+            self.dropped.add(path, *self._first, "wrong number of columns")
+            self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
+            if not self._head:
+                raise UserError(f"{path}: {self._nothing('')}")
+            self._first = self._head[0]
+            fitting = self._fit(columns)
+        if not fitting:
+            self._refuse(columns)
+        if self._is_list and self.header:
+            self._head = self._head[1:]
+            if not self._head:
+                raise UserError(f"{path}: {self._nothing('holds no rows')}")
+        # the kind that most of the first rows may be of; of equals the preferred one
+        self.kind, self._picked = max(fitting, key=lambda pair: self._accepted(*pair))
+
+    def rows(self, lenient=False):
+        """Yield (number, values), the wanted columns of every usable row in the layout's order.
+
+        Values are strings without tabs and line breaks; what a .jsonl, .json or .parquet file holds as a number
+        stays one. With `lenient` a row of wrong shape is dropped as "malformed"; else it is a bad row.
+        """
+        on_bad = self.dropped.bad
+        if lenient:
+
+            def on_bad(path, number, row, reason, message):
+                self.dropped.add(path, number, row, "malformed")
+
+        records = itertools.chain(self._head, self._records)
+        if self._is_list:
+            yield from self._list_rows(records, on_bad)
+        else:
+            yield from self._dict_rows(records, on_bad)
+
+    def _list_rows(self, records, on_bad):
+        width = len(self.header) if self.header else self._width
+        picked = self._picked
+        if picked == list(range(width)):
+            pick = None
+        else:
+            pick = operator.itemgetter(*picked) if len(picked) > 1 else lambda fields: [fields[picked[0]]]
+        is_csv = self.format == ".csv"  # where a field may hold a tab
+        for number, fields in records:
+            if len(fields) != width:
+                on_bad(self.path, number, fields, "wrong number of columns", self._wrong_columns(fields, width))
+                continue
+            values = fields if pick is None else pick(fields)
+            yield number, [_one_line(value) for value in values] if is_csv else values
+
+    def _dict_rows(self, records, on_bad):
+        numbers = self.layouts[self.kind].numbers
+        for number, record in records:
+            values = []
+            for column, name in enumerate(self._picked):
+                value = _look_up(record, name)
+                if isinstance(value, str):
+                    value = _one_line(unicodedata.normalize("NFC", value))
+                    if problem := _problem(value):
+                        on_bad(self.path, number, record, *problem)
+                        break
+                elif value is None:
+                    message = f"{name!r} is missing or null; expected ({self.layouts[self.kind].names})"
+                    on_bad(self.path, number, record, "missing column", message)
+                    break
+                elif column not in numbers or isinstance(value, bool) or not isinstance(value, (int, float)):
+                    message = f"{name!r} is not text but {type(value).__name__}"
+                    on_bad(self.path, number, record, "not text", message)
+                    break
+                values.append(value)
+            else:
+                yield number, values
+
+    def _find_header(self, columns):
+        """The names of the columns, or None where the first record is data."""
+        record = self._first[1]
+        if isinstance(record, dict):
+            return _keys(record)
+        if self.format == ".txt":
+            return None
+        lower = [field.lower() for field in record]
+        by_name = columns and not _are_numbers(columns)
+        if by_name and set(columns) <= set(record):
+            header = record
+        elif by_name or not (
+            all(field in HEADER_WORDS for field in lower)
+            or any(self._by_names(layout, lower) for layout in self.layouts.values())
+        ):
+            return None
+        else:
+            header = lower
+        return header
+
+    def _fit(self, columns):
+        """[(kind, picked)] of the layouts that fit: `picked` are positions, or keys for records that are dicts."""
+        is_list = self._is_list = isinstance(self._first[1], list)
+        self._width = len(self._first[1])
+        fitting = []
+        for kind, layout in self.layouts.items():
+            picked = None
+            if not columns:
+                if self.header:
+                    names = self._by_names(layout, self.header)
+                    picked = [self._position(name) for name in names] if names and is_list else names
+                elif self._width == len(layout.columns) and self.format != ".csv":
+                    picked = list(range(self._width))
+            elif len(columns) != len(layout.columns):
+                continue
+            elif self.header and set(columns) <= set(self.header):
+                picked = [self._position(name) for name in columns] if is_list else list(columns)
+            elif is_list and _are_numbers(columns) and max(map(int, columns)) <= self._width:
+                picked = [int(number) - 1 for number in columns]
+            if picked is not None:
+                fitting.append((kind, picked))
+        return fitting
+
+    def _position(self, name):
+        if self.header.count(name) > 1:
+            raise UserError(f"{place(self.path, self._first[0])}: the header names {name!r} twice; rename one")
+        return self.header.index(name)
+
+    @staticmethod
+    def _by_names(layout, header):
+        """The header's name of each column of the layout, or None."""
+        names = [next((name for name in known if name in header), None) for known in layout.columns]
+        return None if None in names else names
+
+    def _accepted(self, kind, picked):
+        """How many of the first rows may be of `kind`."""
+        if not self._is_list:
+            rows = [[_look_up(record, name) for name in picked] for _, record in self._head]
+        else:
+            rows = [[record[i] for i in picked] for _, record in self._head if len(record) > max(picked)]
+        return sum(self.layouts[kind].accepts(row) for row in rows)
+
+    def _refuse(self, columns):
+        number, record = self._first
+        widths = sorted({len(layout.columns) for layout in self.layouts.values()})
+        if columns and len(columns) not in widths:
+            raise UserError(
+                f"--columns: {len(columns)} given, expected {' or '.join(map(str, widths))} ({self._expected()})"
+            )
+        where = place(self.path, number)
+        if columns:
+            found = self.header or record
+            raise UserError(f"{where}: no columns {' '.join(columns)}; found {' | '.join(map(str, found))[:200]}")
+        if self.header or self.format == ".csv":
+            found = " | ".join(map(str, self.header or record))[:200]
+            message = f"{where}: expected the columns {self._expected()}, found {found}; name yours with --columns"
+            raise UserError(message)
+        raise UserError(f"{where}: {self._wrong_columns(record, widths[-1])}")
+
+    def _expected(self):
+        return " or ".join(dict.fromkeys(f"({layout.names})" for layout in self.layouts.values()))
+
+    def _wrong_columns(self, fields, width):
+        """What is wrong with a row that has not `width` fields, in words."""
+        if not any(fields):
+            return "an empty line; remove it"
+        shown = " | ".join(field[:20] for field in fields[:4])
+        found = f"{len(fields)} column{'s' * (len(fields) != 1)} ({shown})"
+        if self.header:
+            expected = f"{width} as in the header"
+        elif self.format == ".txt":
+            expected = self._expected()
+        else:
+            expected = f"{width} separated by tabs {self._expected()}, or a header with such names in line 1"
+        advice = ""
+        if len(fields) == 1 and "," in fields[0] and self.format == ".tsv":
+            advice = "; save it with tabs between the columns, or name it .csv"
+        elif any("\r" in field for field in fields):
+            advice = "; its lines end in CR alone: save it with LF"
+        elif len(fields) > width and not self.header:
+            advice = "; pick some with --columns"
+        return f"found {found}, expected {expected}{advice}"
+
+    def _nothing(self, otherwise):
+        """Why there is no row: all were skipped, or `otherwise`."""
+        return f"no usable row; dropped {self.dropped}" if self.dropped.counts else otherwise
 
 
-def read_lines(path, encoding="utf-8"):
-    """The non-blank lines of a plain text file, stripped: one sentence each."""
-    return [line.strip() for line in read_text(path, encoding).split("\n") if line.strip()]
+def _one_line(text):
+    """Text whose tabs and line breaks are single blanks, so that it can stand in a table."""
+    return re.sub(r"[\t\r\n]+", " ", text).strip()
 
 
-def wrong_columns(path, line, fields, expected):
-    """The error for a row of `fields` where `expected` columns (in words) should be."""
-    if not any(fields):
-        return UserError(f"{path}, line {line}: an empty line; remove it")
-    shown = " | ".join(field[:20] for field in fields[:4])
-    found = f"{len(fields)} column{'s' * (len(fields) != 1)} ({shown})"
-    advice = "; save it with tabs between the columns, not commas" if len(fields) == 1 and "," in fields[0] else ""
-    return UserError(f"{path}, line {line}: found {found}, expected {expected}{advice}")
+def _problem(text):
+    """(reason, message) for text from JSON or Parquet that cannot be used, or None."""
+    if re.search("[\ud800-\udfff]", text):  # JSON's escapes can spell what no encoding can hold
+        return "half a character", "half a character (a lone surrogate) in a sentence; save the file again"
+    if "\0" in text:
+        return "NUL byte", "holds a NUL character, so it is no text; is the file damaged?"
+    if len(text) > LONGEST:
+        return "too long", f"{len(text):,} characters, expected at most {LONGEST:,}"
+    return None
+
+
+def _keys(record):
+    """The record's keys, and with a dot those inside its objects ("labels.real-label")."""
+    inner = ([f"{key}.{name}" for name in value] for key, value in record.items() if isinstance(value, dict))
+    return [*record, *itertools.chain.from_iterable(inner)]
+
+
+def _look_up(record, name):
+    """record["labels.real-label"], or record["labels"]["real-label"]; None where there is none."""
+    if name in record:
+        return record[name]
+    outer, dot, inner = name.partition(".")
+    return record[outer].get(inner) if dot and isinstance(record.get(outer), dict) else None
+
+
+def _are_numbers(columns):
+    return all(re.fullmatch("[1-9][0-9]{0,3}", column) for column in columns)

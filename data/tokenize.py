@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from data.errors import UserError
+from data.files import read_json
 from data.hub import fetch_folder
 from data.kobert_tokenizer import KoBERTTokenizer, sentencepiece_file
-from data.tables import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # besides SentencePiece's *.model
+LEFTOVER_SECONDS = 24 * 3600  # no build of the cache takes so long
 CHUNK = 10_000  # sentences handed to a tokenizer at a time
-CACHE_FORMAT = 1  # part of the cache's key: raise it when the ids or the files change
+CACHE_FORMAT = 2  # part of the cache's key: raise it when the ids or the files change
 
 
 class Tokens(NamedTuple):
@@ -77,21 +79,30 @@ def tokenize(sentences, tokenizer, max_len, show_progress=False):
         `Tokens` of the sentences in order.
     """
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
-    lengths, chunks = [], [np.zeros(0, dtype)]
+    chunks, lengths = [np.zeros(0, dtype)], [np.zeros(1, np.int64)]
     with tqdm(total=len(sentences), desc="tokenise", unit="sentence", disable=None if show_progress else True) as bar:
         for start in range(0, len(sentences), CHUNK):
             chunk = sentences[start : start + CHUNK]
             if isinstance(tokenizer, KoBERTTokenizer):
-                rows = tokenizer.token_ids(chunk, max_len)
+                chunk_ids, chunk_lengths = tokenizer.pack(chunk, max_len)
             else:
-                chunk = [unicodedata.normalize("NFC", sentence) for sentence in chunk]
-                rows = tokenizer(chunk, truncation=True, max_length=max_len, return_attention_mask=False)["input_ids"]
-            lengths.extend(map(len, rows))
-            chunks.append(np.fromiter(itertools.chain.from_iterable(rows), dtype))
+                rows = _token_ids([unicodedata.normalize("NFC", sentence) for sentence in chunk], tokenizer, max_len)
+                chunk_lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+                chunk_ids = np.fromiter(itertools.chain.from_iterable(rows), dtype, chunk_lengths.sum())
+            chunks.append(chunk_ids.astype(dtype, copy=False))
+            lengths.append(chunk_lengths)
             bar.update(len(chunk))
-    offsets = np.zeros(len(sentences) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return Tokens(np.concatenate(chunks), offsets)
+    return Tokens(np.concatenate(chunks), np.cumsum(np.concatenate(lengths)))
+
+
+def _token_ids(sentences, tokenizer, max_len):
+    """`tokenizer(sentences, truncation=True, max_length=max_len)["input_ids"]`, where possible without its detours."""
+    if not tokenizer.is_fast:
+        return tokenizer(sentences, truncation=True, max_length=max_len)["input_ids"]
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(max_len, direction=tokenizer.truncation_side)
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(sentences)]  # "fast": without character offsets
 
 
 def cached_tokens(sentences, tokenizer, max_len):
@@ -102,8 +113,10 @@ def cached_tokens(sentences, tokenizer, max_len):
     one rename when it is complete, so a killed or a second process does no harm.
     """
     key = hashlib.sha256(f"{CACHE_FORMAT} {max_len} {_definition(tokenizer)}".encode())
-    for sentence in sentences:
-        key.update(sentence.encode("utf-8", "surrogatepass") + b"\0")
+    for start in range(0, len(sentences), CHUNK):
+        chunk = sentences[start : start + CHUNK]
+        key.update(np.fromiter(map(len, chunk), np.int64, len(chunk)).tobytes())
+        key.update("".join(chunk).encode("utf-8", "surrogatepass"))
     root = Path(os.environ.get("KOSIMCSE_CACHE") or Path.home() / ".cache" / "kosimcse")
     folder = root / "tokens" / key.hexdigest()[:32]
     tokens = _read_cache(folder, len(sentences))
@@ -128,6 +141,9 @@ def _read_cache(folder, n):
 
 def _write_cache(folder, tokens):
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob("building-*"):  # of a process that was killed
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
     try:
         for name, array in tokens._asdict().items():
@@ -135,12 +151,15 @@ def _write_cache(folder, tokens):
                 np.save(file, array)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():  # damaged, or another process was first: theirs is the same
-            folder.rename(building / "replaced")
-        building.rename(folder)
+        try:
+            building.rename(folder)
+        except OSError:  # it is there: another process was first, or it is damaged
+            if _read_cache(folder, len(tokens.lengths)) is None:
+                folder.rename(building / "damaged")
+                building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(folder / "replaced", ignore_errors=True)
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
 
 
 def _definition(tokenizer):

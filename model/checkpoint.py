@@ -15,8 +15,8 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig,
 from transformers.utils import logging as transformers_logging
 
 from data.errors import RunError, UserError
+from data.files import read_json
 from data.hub import fetch_folder
-from data.tables import read_json
 from data.tokenize import has_tokenizer, load_tokenizer
 from model.encoder import SentenceEncoder
 

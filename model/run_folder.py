@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from data.errors import UserError
+from data.tables import REJECTED_FILE
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, save_encoder, write_atomically
 from model.metrics import json_ready
 
 CONFIG_FILE = "train_config.json"
 METRICS_FILE = "dev_metrics.json"
 LOG_FILE = "log.csv"
-NAMES = (MODEL_FOLDER, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE)
+NAMES = (MODEL_FOLDER, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE, REJECTED_FILE)
 LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in NAMES))  # of a run that was killed while it saved
 
 

@@ -9,7 +9,6 @@ import torch
 from transformers import BertConfig, BertModel
 
 from data.kobert_tokenizer import SPECIAL_TOKENS, KoBERTTokenizer
-from data.tables import read_text
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -37,7 +36,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def sample_sentences():
-    fields = [line.split("\t") for line in read_text(SAMPLE / "train_nli.tsv").rstrip("\n").split("\n")]
+    fields = [line.split("\t") for line in (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines()]
     return [sentence for row in fields for sentence in row]
 
 

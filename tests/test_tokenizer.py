@@ -3,6 +3,7 @@
 import json
 import unicodedata
 
+import numpy as np
 import pytest
 
 from data.errors import UserError
@@ -20,10 +21,16 @@ def tokenizer(request, vocabulary_files):
     return KoBERTTokenizer.from_pretrained(vocabulary_files[request.param == "hub"])
 
 
+def packed(tokenizer, sentences, max_len):
+    """The fast path's ids, a list for each sentence."""
+    ids, lengths = tokenizer.pack(sentences, max_len)
+    return [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
 def test_published_ids(shared):
     tokenizer = KoBERTTokenizer.from_pretrained(shared / "kobert")
     assert tokenizer(PUBLISHED[0])["input_ids"] == PUBLISHED[1]
-    assert tokenizer.token_ids([PUBLISHED[0]], 50) == [PUBLISHED[1]]
+    assert packed(tokenizer, [PUBLISHED[0]], 50) == [PUBLISHED[1]]
     vocabulary = json.loads((shared / "kobert" / "kobertvocab_f38b8a4d6d.json").read_text(encoding="utf-8"))
     assert tokenizer.convert_ids_to_tokens(list(range(8002))) == vocabulary["idx_to_token"]
 
@@ -33,12 +40,12 @@ def test_fast_path_equals_hugging_face_path_on_all_of_korsts(shared):
     pairs = read_sts([folder / f"sts-{part}.tsv" for part in ("train", "dev", "test")])
     sentences = [*pairs.sentences1, *pairs.sentences2]
     tokenizer = KoBERTTokenizer.from_pretrained(shared / "kobert")
-    assert tokenizer.token_ids(sentences, 50) == tokenizer(sentences, truncation=True, max_length=50)["input_ids"]
+    assert packed(tokenizer, sentences, 50) == tokenizer(sentences, truncation=True, max_length=50)["input_ids"]
 
 
 def test_both_files_give_the_same_ids(vocabulary_files, sample_sentences):
     original, hub = map(KoBERTTokenizer.from_pretrained, vocabulary_files)
-    assert original.token_ids(sample_sentences, 50) == hub.token_ids(sample_sentences, 50)
+    assert packed(original, sample_sentences, 50) == packed(hub, sample_sentences, 50)
     assert original.get_vocab() == hub.get_vocab()
 
 
@@ -46,7 +53,7 @@ def test_fast_path_equals_hugging_face_path(tokenizer, sample_sentences):
     sentences = [*sample_sentences, *ODD]
     for max_len in (8, 50):
         expected = tokenizer(sentences, truncation=True, max_length=max_len)["input_ids"]
-        assert tokenizer.token_ids(sentences, max_len) == expected
+        assert packed(tokenizer, sentences, max_len) == expected
 
 
 def test_ids_are_the_pieces_in_code_point_order(vocabulary_files):
@@ -67,6 +74,16 @@ def test_call_batch_pad_truncate(tokenizer, sample_sentences):
     assert pair["token_type_ids"][-1] == 1 and pair["input_ids"].count(3) == 2
 
 
+def test_fast_tokenizers_take_the_same_shortcut(sample_sentences):
+    mini = load_tokenizer(MINI)
+    sentences = [*sample_sentences, *ODD]
+    for max_len in (8, 50):
+        tokens = tokenize(sentences, mini, max_len)
+        expected = mini(sentences, truncation=True, max_length=max_len)["input_ids"]
+        assert [row.tolist() for row in np.split(tokens.ids, tokens.offsets[1:-1])] == expected
+    assert len(mini(" ".join(sample_sentences))["input_ids"]) > 1000  # the shortcut's limit does not stay
+
+
 def test_decode_round_trip(tokenizer, sample_sentences):
     for sentence in sample_sentences[:50]:
         assert tokenizer.decode(tokenizer(sentence)["input_ids"], skip_special_tokens=True) == sentence
@@ -76,7 +93,7 @@ def test_save_and_load(tokenizer, tmp_path, sample_sentences):
     tokenizer.save_pretrained(tmp_path)
     for again in (KoBERTTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)):
         assert isinstance(again, KoBERTTokenizer)
-        assert again.token_ids(sample_sentences, 50) == tokenizer.token_ids(sample_sentences, 50)
+        assert packed(again, sample_sentences, 50) == packed(tokenizer, sample_sentences, 50)
 
 
 def test_only_the_hubs_layout_is_saved_under_the_hubs_name(vocabulary_files, tmp_path):
@@ -90,14 +107,14 @@ def test_fast_path_knows_added_tokens(tokenizer):
     tokenizer.add_tokens(["새말"])
     ids = tokenizer("새말 하나")["input_ids"]
     assert len(tokenizer) - 1 in ids
-    assert tokenizer.token_ids(["새말 하나"], 50) == [ids]
+    assert packed(tokenizer, ["새말 하나"], 50) == [ids]
     assert cached_tokens(["새말 하나"], tokenizer, 50).ids.tolist() == ids != before
 
 
 def test_decomposed_text_gives_the_same_ids(tokenizer, sample_sentences):
     decomposed = [unicodedata.normalize("NFD", sentence) for sentence in sample_sentences]
     assert decomposed != sample_sentences
-    assert tokenizer.token_ids(decomposed, 50) == tokenizer.token_ids(sample_sentences, 50)
+    assert packed(tokenizer, decomposed, 50) == packed(tokenizer, sample_sentences, 50)
     assert tokenizer(decomposed[0])["input_ids"] == tokenizer(sample_sentences[0])["input_ids"]
     mini = load_tokenizer(MINI)
     assert (tokenize(decomposed, mini, 50).ids == tokenize(sample_sentences, mini, 50).ids).all()

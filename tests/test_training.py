@@ -11,7 +11,7 @@ import torch
 
 import train
 from data.errors import RunError
-from data.nli import index_sentences, read_triplets
+from data.nli import read_triplets
 from data.tokenize import tokenize
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
@@ -26,8 +26,8 @@ from tests.conftest import ROOT, SAMPLE
 @pytest.fixture(scope="module")
 def batch(tiny_bert):
     """An encoder, packed sentences and a batch of 16 triplets."""
-    triplets, _ = read_triplets([SAMPLE / "train_nli.tsv"])
-    sentences, examples = index_sentences(triplets[:16])
+    sentences, examples = read_triplets([SAMPLE / "train_nli.tsv"])
+    sentences, examples = sentences[:48], examples[:16]  # every sentence is a new one there
     encoder = load_encoder(tiny_bert, dropout=0.0, training=True)
     return encoder, sentences, tokenize(sentences, encoder.tokenizer, 50), examples
 

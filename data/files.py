@@ -1,0 +1,278 @@
+"""Files into records: decompressed, decoded, Unicode NFC, one record a line, row or entry.
+
+Composed (NFC) here, so that a premise typed on macOS (decomposed) and its twin typed elsewhere are the same key when
+rows are grouped.
+"""
+
+import codecs
+import csv
+import gzip
+import json
+import re
+import unicodedata
+import zlib
+from pathlib import Path
+
+from data.errors import RunError, UserError
+
+FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
+UNITS = {".json": "entry", ".parquet": "row"}  # how a record's number is called; elsewhere it is a line's
+CHUNK = 1 << 22  # bytes read at a time
+LONGEST = 100_000  # characters: no row of sentences is longer, but a file that lost its line ends is
+CSV_ROW = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",]*))*')  # RFC 4180, one line
+
+
+def require_files(paths):
+    """Raise UserError for the first path that is not a file: a typo shows before anything long begins."""
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+
+
+def file_format(path, default=".tsv"):
+    """The format a file's name tells, a final .gz aside; `default` where it tells none."""
+    name = str(path).lower().removesuffix(".gz")
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), default)
+
+
+def place(path, number):
+    """'file, line 7' (row or entry where the format has no lines)."""
+    return f"{path}, {UNITS.get(file_format(path), 'line')} {number}"
+
+
+def read_records(path, encoding, on_bad, kind):
+    """The records of a file of format `kind` (see FORMATS), lazily.
+
+    Args:
+        path: the file; gzip is recognised by its content.
+        encoding: of text files.
+        on_bad: called as on_bad(number, record, reason, message) for what is no record; it raises or returns, and
+            then the record is left out.
+        kind: one of FORMATS.
+
+    Yields:
+        (number, record): numbers count from 1. A record is a list of strings (.tsv, .csv, .txt), surrounding
+        blanks stripped, or a dict (.jsonl, .json, .parquet).
+
+    Raises:
+        UserError: the file is missing, or as a whole not in `encoding` or not of its format.
+    """
+    require_files([path])
+    readers = {".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".txt": _txt}
+    return readers[kind](path, encoding, on_bad)
+
+
+def _tsv(path, encoding, on_bad):
+    """A plain split on tabs: quotes are text.
+
+    KorNLI and KorSTS hold unbalanced double quotes, and a reader that honours them swallows rows without an error.
+    """
+    for number, line in _lines(path, encoding, on_bad):
+        yield number, [field.strip() for field in line.split("\t")]
+
+
+def _csv(path, encoding, on_bad):
+    """Ordinary quoting, but a row is a line: one quotation mark too many cannot swallow the rows after it."""
+    for number, line in _lines(path, encoding, on_bad):
+        line = line.rstrip("\r")
+        if '"' not in line:
+            fields = line.split(",")
+        elif CSV_ROW.fullmatch(line):
+            fields = next(csv.reader([line], strict=True))
+        else:
+            message = (
+                'not valid CSV (a quotation mark out of place: a field that holds one is written "like ""this""", '
+                "and a row is one line); save text with line breaks as .jsonl"
+            )
+            on_bad(number, line, "not valid CSV", message)
+            continue
+        yield number, [field.strip() for field in fields]
+
+
+def _jsonl(path, encoding, on_bad):
+    """A JSON object a line."""
+    for number, line in _lines(path, encoding, on_bad):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            on_bad(number, line, "not valid JSON", f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})")
+            continue
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            on_bad(number, line, "not an object", 'expected an object {"column": "text", ...}')
+
+
+def _json(path, encoding, on_bad):
+    """A JSON list of objects, or one object."""
+    entries = read_json(path, encoding)
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
+        if isinstance(entry, dict):
+            yield number, entry
+        else:
+            on_bad(number, entry, "not an object", 'expected an object {"column": "text", ...}')
+
+
+def _parquet(path, encoding, on_bad):
+    """Rows as dicts, read by pyarrow a batch at a time."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise RunError(f"{path}: Parquet files need one more package: pip install pyarrow") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=10_000):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    # what pyarrow raises for a damaged file is of many kinds, decoding and memory errors among them
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, KeyError, OverflowError) as error:
+        raise UserError(
+            f"{path}, after row {number}: not a Parquet file, or a damaged one ({_first_line(error)})"
+        ) from None
+
+
+def _txt(path, encoding, on_bad):
+    for number, line in _lines(path, encoding, on_bad):
+        if not line.isspace() and line:
+            yield number, [line.strip()]
+
+
+def read_json(path, encoding="utf-8"):
+    """A JSON file's value.
+
+    Raises:
+        UserError: not JSON; the sentence names the line.
+    """
+    require_files([path])
+    text = "".join(_chunks(path, encoding))
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        advice = "; a file with an object a line is named .jsonl" if error.msg == "Extra data" else ""
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){advice}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets of thousands of levels
+        raise UserError(f"{path}: not usable JSON (nested too deeply, or a number too long)") from None
+
+
+def _lines(path, encoding, on_bad):
+    """(number from 1, line) of a text file; bad lines go to `on_bad`, blank lines at its end are left out.
+
+    Only LF ends a line: str.splitlines would also cut at U+2028 and others inside a sentence.
+    """
+    number = blank = 0
+    for text in _chunks(path, encoding):
+        lines = text.split("\n")
+        if text.endswith("\n"):
+            lines.pop()
+        suspicious = "\0" in text or not _is_text(text) or max(map(len, lines)) > LONGEST
+        if suspicious and sum(not _is_text(line) for line in lines) > len(lines) / 2:
+            line = next(line for line in lines if not _is_text(line))
+            raise UserError(f"{place(path, number + lines.index(line) + 1)}: {_undecodable(line, encoding)}")
+        for line in lines:
+            number += 1
+            if not line or line.isspace():
+                blank += 1
+                continue
+            for earlier in range(number - blank, number):
+                yield earlier, ""
+            blank = 0
+            if suspicious:
+                if not _is_text(line):
+                    on_bad(number, line, f"not valid {encoding}", _undecodable(line, encoding))
+                    continue
+                if "\0" in line:
+                    on_bad(number, line, "NUL byte", "holds a NUL byte, so it is no text; is the file damaged?")
+                    continue
+                if len(line) > LONGEST:
+                    message = f"{len(line):,} characters, expected at most {LONGEST:,}; are the line ends missing?"
+                    on_bad(number, line, "too long", message)
+                    continue
+            yield number, line
+
+
+def _chunks(path, encoding):
+    """A text file's content in pieces of whole lines, NFC, without byte order mark.
+
+    Bytes that are not in `encoding` come as lone surrogates, for `_lines` to find.
+    """
+    try:
+        is_text = codecs.lookup(encoding)._is_text_encoding  # "hex" and "zlib" are codecs too
+        encoding = "utf-8" if codecs.lookup(encoding).name == "utf-8-sig" else encoding
+        finds_lines = is_text and "\n".encode(encoding) == b"\n"  # not so in UTF-16 and UTF-32
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text:
+        raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16")
+    with Path(path).open("rb") as raw:
+        is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
+        file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+        try:
+            first, lines = True, 0
+            while content := file.read(CHUNK if finds_lines else -1):
+                content += file.readline()
+                if first:
+                    _check_start(path, content, encoding)
+                if finds_lines:
+                    text = content.decode(encoding, "surrogateescape")
+                else:
+                    text = content.decode(encoding)
+                yield unicodedata.normalize("NFC", text.removeprefix("\ufeff") if first else text)
+                first, lines = False, lines + content.count(b"\n")
+        except UnicodeDecodeError as error:
+            line = lines + content[: error.start].decode(encoding, "ignore").count("\n") + 1
+            found = content[error.start : error.start + 1].hex() or "the end of the file"
+            raise UserError(f"{place(path, line)}: not valid {encoding} (byte 0x{found}); {_hint(encoding)}") from None
+        except UnicodeError as error:  # UTF-16 without its mark and the like
+            raise UserError(f"{path}: not valid {encoding} ({error}); {_hint(encoding)}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: a damaged or incomplete gzip file ({error}); get it again") from None
+
+
+def _check_start(path, content, encoding):
+    """Refuse what the first bytes show to be something else."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not encoding.lower().startswith(("utf-16", "utf16", "utf-32")):
+        raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
+    if content.startswith(b"PK\x03\x04"):
+        raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")
+    if content.startswith(b"PAR1"):
+        raise UserError(f"{path}: a Parquet file; name it .parquet")
+    if _is_utf8(encoding):
+        return
+    try:
+        is_utf8 = re.search("[가-힣]", content.decode("utf-8"))  # a syllable is 3 bytes there, 2 in cp949: no accident
+    except UnicodeDecodeError:
+        is_utf8 = False
+    if is_utf8:
+        raise UserError(f"{path}, line 1: not {encoding} but UTF-8; {_hint(encoding)}")
+
+
+def _is_text(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _undecodable(line, encoding):
+    byte = next(ord(character) & 0xFF for character in line if "\ud800" <= character <= "\udfff")
+    return f"not valid {encoding} (byte 0x{byte:02x}); {_hint(encoding)}"
+
+
+def _hint(encoding):
+    if _is_utf8(encoding):
+        return "Korean spreadsheets save cp949: try --encoding cp949 (for all files of a call)"
+    return "try --encoding utf-8 (for all files of a call)"
+
+
+def _is_utf8(encoding):
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,44 @@
+"""Plain sentences and pairs of sentences."""
+
+from data.tables import Dropped, Layout, Table
+
+SENTENCES = Layout((("sentence", "text", "sentence1", "query", "question"),))
+PAIRS = Layout(
+    (
+        ("sentence1", "text1", "anchor", "query", "question", "premise", "sent0"),
+        ("sentence2", "text2", "positive", "pos", "answer", "entailment", "sent1"),
+    )
+)
+
+
+def read_sentences(path, encoding="utf-8", columns=None, dropped=None):
+    """The sentences of a text file (one a line, blank lines left out) or of one column of a table.
+
+    Args:
+        path: the file; one whose name tells no format is text.
+        encoding, columns, dropped: see `Table`.
+
+    Returns:
+        A list of strings.
+
+    Raises:
+        UserError: the file is unreadable, has no such column, or a row is bad (unless skipped).
+    """
+    dropped = Dropped() if dropped is None else dropped
+    table = Table(path, {"sentences": SENTENCES}, encoding, columns, dropped, default=".txt")
+    return [sentence for (sentence,) in _whole_rows(table, dropped)]
+
+
+def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
+    """Pairs of sentences that belong together: a list of (sentence1, sentence2); the rest as `read_sentences`."""
+    dropped = Dropped() if dropped is None else dropped
+    table = Table(path, {"pairs": PAIRS}, encoding, columns, dropped)
+    return [tuple(values) for values in _whole_rows(table, dropped)]
+
+
+def _whole_rows(table, dropped):
+    for number, values in table.rows():
+        if all(values):
+            yield values
+        else:
+            dropped.bad(table.path, number, values, "empty", "a sentence is empty; write one or remove the row")
