@@ -5,9 +5,11 @@ rows are grouped.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import json
+import os
 import re
 import unicodedata
 import zlib
@@ -60,6 +62,27 @@ def read_records(path, encoding, on_bad, kind):
     require_files([path])
     readers = {".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".txt": _txt}
     return readers[kind](path, encoding, on_bad)
+
+
+@contextlib.contextmanager
+def write_atomically(path):
+    """A binary file to write that takes its name only when it is complete: temporary name, fsync, rename.
+
+    Raises:
+        OSError: the write failed; names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _tsv(path, encoding, on_bad):

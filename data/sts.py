@@ -48,10 +48,9 @@ def read_sts(paths, encoding="utf-8", columns=None, dropped=None):
     dropped = Dropped() if dropped is None else dropped
     pairs = []
     for path in paths:
-        before = len(pairs)
         pairs.extend(scored_rows(path, encoding, columns, dropped))
-        if len(pairs) == before:
-            raise UserError(f"{path}: holds no usable rows; dropped {dropped}")
+    if not pairs:
+        raise UserError(f"{', '.join(map(str, paths))}: no usable row; dropped {dropped}")
     sentences1, sentences2, scores = zip(*pairs)
     if len(set(scores)) < 2:
         files = ", ".join(map(str, paths))

@@ -37,8 +37,9 @@ class Layout(NamedTuple):
 class Dropped:
     """Rows that were left out: how many by reason, an example of each, and with `skip` every one of them."""
 
-    def __init__(self, skip=False):
+    def __init__(self, skip=False, clean=None):
         self.skip = skip  # leave bad rows out, where otherwise the first is an error (--on_bad_row)
+        self.clean = clean  # a row's values -> why it is debris, or None (data.prepare --clean)
         self.counts = {}  # reason -> number of rows
         self.examples = {}  # reason -> (place of the first, the row)
         self.rows = []  # with skip: (file, number, reason, row)
@@ -70,20 +71,22 @@ class Dropped:
         files = {file: i for i, file in enumerate(dict.fromkeys(row[0] for row in self.rows))}
         return sorted(self.rows, key=lambda row: (files[row[0]], row[1]))
 
+    def write(self, folder):
+        """Write the rows left out, with `skip`, to a new REJECTED_FILE in `folder`; return its path, or None."""
+        if not self.rows:
+            return None
+        with open_new(Path(folder) / REJECTED_FILE) as file:
+            for path, number, reason, row in self._in_file_order():
+                record = {"file": path, "number": number, "reason": reason, "row": row}
+                # ASCII: what could not be decoded can still be written
+                file.write(json.dumps(record, default=str) + "\n")
+        return file.name
+
     def report(self, folder):
-        """Print the summary; with `skip` also write the rows to a new REJECTED_FILE in `folder`."""
-        if not self.counts:
-            return
-        message = f"dropped: {self}"
-        if self.rows:
-            file = open_new(Path(folder) / REJECTED_FILE)
-            with file:
-                for path, number, reason, row in self._in_file_order():
-                    record = {"file": path, "number": number, "reason": reason, "row": row}
-                    # ASCII: what could not be decoded can still be written
-                    file.write(json.dumps(record, default=str) + "\n")
-            message += f"; the rows are in {file.name}"
-        print(message, file=sys.stderr, flush=True)
+        """Print the summary to stderr, if rows were left out, and `write` them."""
+        if self.counts:
+            file = self.write(folder)
+            print(f"dropped: {self}" + (f"; the rows are in {file}" if file else ""), file=sys.stderr, flush=True)
 
 
 def open_new(path):
@@ -144,11 +147,13 @@ class Table:
             self._head = self._head[1:]
             if not self._head:
                 raise UserError(f"{path}: {self._nothing('holds no rows')}")
+        widest = max(len(picked) for _, picked in fitting)
+        fitting = [(kind, picked) for kind, picked in fitting if len(picked) == widest]
         # the kind that most of the first rows may be of; of equals the preferred one
         self.kind, self._picked = max(fitting, key=lambda pair: self._accepted(*pair))
 
     def rows(self, lenient=False):
-        """Yield (number, values), the wanted columns of every usable row in the layout's order.
+        """An iterator of (number, values), the wanted columns of every usable row in the layout's order.
 
         Values are strings without tabs and line breaks; what a .jsonl, .json or .parquet file holds as a number
         stays one. With `lenient` a row of wrong shape is dropped as "malformed"; else it is a bad row.
@@ -160,10 +165,17 @@ class Table:
                 self.dropped.add(path, number, row, "malformed")
 
         records = itertools.chain(self._head, self._records)
-        if self._is_list:
-            yield from self._list_rows(records, on_bad)
-        else:
-            yield from self._dict_rows(records, on_bad)
+        rows = (self._list_rows if self._is_list else self._dict_rows)(records, on_bad)
+        if not self.dropped.clean:
+            return rows
+        return self._clean_rows(rows)
+
+    def _clean_rows(self, rows):
+        for number, values in rows:
+            if reason := self.dropped.clean(values):
+                self.dropped.add(self.path, number, values, reason)
+            else:
+                yield number, values
 
     def _list_rows(self, records, on_bad):
         width = len(self.header) if self.header else self._width

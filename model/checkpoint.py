@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig,
 from transformers.utils import logging as transformers_logging
 
 from data.errors import RunError, UserError
-from data.files import read_json
+from data.files import read_json, write_atomically
 from data.hub import fetch_folder
 from data.tokenize import has_tokenizer, load_tokenizer
 from model.encoder import SentenceEncoder
@@ -101,27 +101,6 @@ def save_encoder(encoder, run_folder):
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def write_atomically(path):
-    """A binary file to write that takes its name only when it is complete: temporary name, fsync, rename.
-
-    Raises:
-        OSError: the write failed; names `path`.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sync(folder):

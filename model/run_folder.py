@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from data.errors import UserError
+from data.files import write_atomically
 from data.tables import REJECTED_FILE
-from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, save_encoder, write_atomically
+from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, save_encoder
 from model.metrics import json_ready
 
 CONFIG_FILE = "train_config.json"

@@ -1,0 +1,296 @@
+"""Show what data is before anybody trains on it; write it as triplets, pairs or sentences.
+
+python -m data.prepare data/KorNLU/KorNLI/*.tsv data/KorNLU/KorSTS/*.tsv
+python -m data.prepare mine.csv --columns question good bad --clean --output triplets.tsv
+"""
+
+import argparse
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+
+from data import flags
+from data.errors import RunError, UserError, one_sentence_errors
+from data.files import file_format, require_files, write_atomically
+from data.nli import LABELS, NLI, PAIRINGS, TRIPLETS, Corpus, read_triplets
+from data.sentences import PAIRS, SENTENCES, read_pairs, read_sentences
+from data.sts import SCORED, scored_rows
+from data.tables import Dropped, Table
+from data.tokenize import load_tokenizer, tokenize
+
+MINI = Path(__file__).parent.parent / "model" / "mini"
+LAYOUTS = {"triplets": TRIPLETS, "NLI rows": NLI, "scored pairs": SCORED, "pairs": PAIRS, "sentences": SENTENCES}
+FOR_TRAINING = {"triplets", "NLI rows"}  # what train.py makes triplets of
+NO_LIMIT = 1_000_000  # tokens: lengths are those before any cut
+BAR = 40  # characters of the histogram's longest bar
+
+# Debris of machine translation, by name: what --clean drops.
+REPEATED = re.compile(r"([가-힣]{1,4}[ ,.]{0,2})\1{9,}")  # the same few syllables ten times or more in a row
+NOTHING_SAID = re.compile(r"[\W_]*")  # dashes and the like
+
+
+def debris(values):
+    """The name of the rule under which one of a row's values is machine-translation debris, or None."""
+    for value in values:
+        if REPEATED.search(str(value)):
+            return "repeated syllables"
+        if NOTHING_SAID.fullmatch(str(value)):
+            return "no letter or digit"
+    return None
+
+
+class File:
+    """One file, read whole.
+
+    Attributes:
+        kind: a key of LAYOUTS.
+        sentences: its distinct sentences, in order of appearance.
+        rows: (n, k) int64, the usable rows as numbers of their sentences, in order.
+        values: (n,) what stands beside them: the label of NLI rows (a number, see LABELS), the score of scored pairs;
+            else None.
+        corpus: a `Corpus` of the rows, where the file is for training.
+        dropped: a `Dropped`.
+    """
+
+    def __init__(self, path, encoding, columns, skip, clean):
+        self.path = path
+        self.dropped = Dropped(skip, debris if clean else None)
+        self.kind = Table(path, LAYOUTS, encoding, columns, Dropped(skip)).kind
+        self.corpus = self.values = None
+        options = (encoding, columns, self.dropped)
+        if self.kind in FOR_TRAINING:
+            self.corpus = Corpus()
+            self.corpus.add(path, *options)
+            rows = self.corpus.nli if self.kind == "NLI rows" else self.corpus.triplets
+            self.sentences = list(self.corpus.index)
+            self.rows = rows[:, :2] if self.kind == "NLI rows" else rows
+            self.values = rows[:, 2] if self.kind == "NLI rows" else None
+            return
+        if self.kind == "scored pairs":
+            scored = list(scored_rows(path, *options))
+            rows = [row[:2] for row in scored]
+            self.values = np.array([score for _, _, score in scored])
+        elif self.kind == "pairs":
+            rows = read_pairs(path, *options)
+        else:
+            rows = [(sentence,) for sentence in read_sentences(path, *options)]
+        if not rows:
+            raise UserError(f"{path}: no usable row; dropped {self.dropped}")
+        index = {}
+        numbers = [index.setdefault(sentence, len(index)) for row in rows for sentence in row]
+        self.sentences = list(index)
+        self.rows = np.array(numbers, dtype=np.int64).reshape(len(rows), -1)
+
+    @property
+    def name(self):
+        return Path(self.path).name
+
+    def text(self, row):
+        """A row as one line."""
+        return " | ".join(_short(self.sentences[i]) for i in row)
+
+
+def print_file(file, seed):
+    """What one file holds."""
+    n = len(file.rows)
+    left_out = sum(file.dropped.counts.values())
+    print(f"{file.path}: {file.kind}")
+    print(f"  rows {n + left_out:,}: {n:,} usable, {left_out:,} dropped")
+    for reason, count in file.dropped.counts.items():
+        where, row = file.dropped.examples[reason]
+        where = where.removeprefix(f"{file.path}, ")
+        row = row.values() if isinstance(row, dict) else [row] if isinstance(row, str) else row
+        print(f"    {count:,} {reason}, as in {where}: {' | '.join(map(_short, row))}")
+    print(f"  distinct sentences {len(file.sentences):,}")
+    if file.kind == "NLI rows":
+        counts = np.bincount(file.values, minlength=3)
+        print("  labels: " + ", ".join(f"{label} {counts[code]:,}" for label, code in LABELS.items()))
+        print(f"  distinct premises {len(np.unique(file.rows[:, 0])):,}")
+    if file.corpus:
+        counts = {pairing: len(file.corpus.pair(pairing, seed)) for pairing in PAIRINGS}
+        if file.kind == "NLI rows":
+            print(
+                "  triplets: " + ", ".join(f"{count:,} with --pairing {pairing}" for pairing, count in counts.items())
+            )
+    if file.kind == "scored pairs":
+        print_scores(file)
+    whole = file.rows if file.values is None else np.column_stack([file.rows, file.values])
+    repeated = repeats(whole)
+    example = f", as in: {file.text(file.rows[repeated[0]])}" if len(repeated) else ""
+    print(f"  rows that repeat an earlier one: {len(repeated):,}{example}")
+
+
+def print_scores(file):
+    """How the scores lie, and what is odd about them; such rows are kept, they are part of the published sets."""
+    counts = np.histogram(file.values, bins=[0, 1, 2, 3, 4, 5.01])[0]
+    bands = ("0-1", "1-2", "2-3", "3-4", "4-5")
+    print("  scores: " + ", ".join(f"{band} {count:,}" for band, count in zip(bands, counts)))
+    either_order = np.sort(file.rows, axis=1)
+    again = len(repeats(either_order)) - len(repeats(np.column_stack([either_order, file.values])))
+    equal = file.rows[:, 0] == file.rows[:, 1]
+    empty = {i for i, sentence in enumerate(file.sentences) if NOTHING_SAID.fullmatch(sentence)}
+    oddities = {
+        "pairs scored again with another score (either order)": again,
+        "equal sentences scored below 5": int((equal & (file.values < 5)).sum()),
+        "rows with a sentence without letter or digit": sum(bool(empty & set(row)) for row in file.rows.tolist()),
+    }
+    for oddity, count in oddities.items():
+        if count:
+            print(f"    {count:,} {oddity}")
+
+
+def repeats(rows):
+    """Indices of the rows of a (n, k) array that equal an earlier row, ascending."""
+    order = np.lexsort(rows.T[::-1])  # stable: of equal rows the first comes first
+    return np.sort(order[1:][(rows[order[1:]] == rows[order[:-1]]).all(axis=1)])
+
+
+def print_shared(files):
+    """Sentences and pairs that two files share: what training data must not share with a test set."""
+    print("sentences that two files share (rows that hold one)")
+    nothing = True
+    for a, b in itertools.combinations(files, 2):
+        number = {sentence: i for i, sentence in enumerate(a.sentences)}
+        in_a = np.array([number.get(sentence, -1) for sentence in b.sentences])  # b's sentences as a numbers them
+        shared = in_a[in_a >= 0]
+        if not len(shared):
+            continue
+        nothing = False
+        rows_a = np.isin(a.rows, shared).any(axis=1).sum()
+        rows_b = (in_a >= 0)[b.rows].any(axis=1).sum()
+        line = f"  {a.name} and {b.name}: {len(shared):,} ({rows_a:,} and {rows_b:,} rows)"
+        if a.rows.shape[1] > 1 and b.rows.shape[1] > 1:
+            ours, theirs = np.sort(a.rows[:, :2], axis=1), np.sort(in_a[b.rows[:, :2]], axis=1)
+            keys = theirs[:, 0] * len(number) + theirs[:, 1]
+            both = np.isin(keys[theirs[:, 0] >= 0], ours[:, 0] * len(number) + ours[:, 1]).sum()
+            line += f", {both:,} rows of {b.name} have both sentences of a row of {a.name}"
+        print(line)
+    if nothing:
+        print("  none")
+
+
+def print_lengths(files, tokenizer, max_len):
+    """Token lengths, special tokens included, and what a cut at `max_len` costs."""
+    print("tokens a sentence, special tokens included (each distinct sentence of a file once)")
+    every = []
+    for file in files:
+        lengths = tokenize(file.sentences, tokenizer, NO_LIMIT, show_progress=True).lengths
+        every.append(lengths)
+        quantiles = np.percentile(lengths, [50, 90, 99]).astype(int)
+        print(
+            f"  {file.name}: mean {lengths.mean():.1f}, median {quantiles[0]}, 90% {quantiles[1]}, 99% {quantiles[2]}, "
+            f"longest {lengths.max():,}; cut by --max_len {max_len}: {(lengths > max_len).mean():.2%}"
+        )
+    lengths = np.concatenate(every)
+    edges = [0, 8, 16, 24, 32, 40, 50, 64, 96, 128, 256, 512, NO_LIMIT]
+    counts = np.histogram(lengths, bins=[edge + 1 for edge in edges])[0]
+    last = np.flatnonzero(counts)[-1] + 1
+    for low, high, count in zip(edges[:last], edges[1:], counts):
+        label = f"{low + 1}-{high}" if high < NO_LIMIT else f"{low + 1}-"
+        print(f"  {label:>8} {count:>10,} {'#' * round(BAR * count / counts.max())}".rstrip())
+
+
+def write_table(path, names, rows):
+    """Write rows of values as .tsv (no header) or .parquet."""
+    if file_format(path) == ".parquet":
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise RunError(f"{path}: Parquet files need one more package: pip install pyarrow") from None
+        with write_atomically(path) as file:
+            parquet.write_table(pyarrow.table(dict(zip(names, map(list, zip(*rows))))), file)
+        return
+    with write_atomically(path) as file:
+        for row in rows:
+            file.write(("\t".join(map(str, row)) + "\n").encode())
+
+
+def parse_flags(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare", description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="NLI rows, triplets, scored pairs, pairs or sentences")
+    flags.add_table_flags(parser)
+    add("--clean", action="store_true", help="also drop machine-translation debris: repeated syllables, dashes only")
+    add("--tokenizer", default=str(MINI), help="file, folder or hub id, for token lengths (default: mini's)")
+    add("--max_len", type=flags.positive_int, default=50, help="tokens a sentence would be cut at")
+    add("--pairing", choices=PAIRINGS, default="one", help="triplets from NLI rows: one a premise, or all")
+    add("--seed", type=flags.seed, default=1234, help="of the pairing")
+    add("--output", metavar="OUT", help="write triplets, pairs or sentences to OUT.tsv or OUT.parquet")
+    return parser.parse_args(argv)
+
+
+def check_output(path):
+    if file_format(path, default="") not in (".tsv", ".parquet") or path.name.endswith(".gz"):
+        raise UserError(f"--output {path}: name a .tsv or .parquet file")
+    if path.exists():
+        raise UserError(f"--output {path}: is there already; name another file, or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: no folder {path.parent}")
+
+
+@one_sentence_errors
+def main(argv=None):
+    args = parse_flags(argv)
+    require_files(args.files)
+    if args.output:
+        check_output(Path(args.output))
+    tokenizer = load_tokenizer(args.tokenizer)
+    skip = args.on_bad_row == "skip"
+    files = []
+    for path in args.files:
+        files.append(File(path, args.encoding, args.columns, skip, args.clean))
+        print_file(files[-1], args.seed)
+    kinds = sorted({"triplets" if file.kind in FOR_TRAINING else file.kind for file in files})
+    if args.output and len(kinds) > 1:
+        raise UserError(f"--output: the files are of different kinds ({', '.join(kinds)}); prepare them apart")
+    if len(files) > 1:
+        print_shared(files)
+    print_lengths(files, tokenizer, args.max_len)
+
+    triplets = None
+    for_training = [file.path for file in files if file.kind in FOR_TRAINING]
+    if len(for_training) > 1 or (for_training and args.output):
+        dropped = Dropped(skip, debris if args.clean else None)
+        triplets = read_triplets(for_training, args.pairing, args.seed, args.encoding, args.columns, dropped)
+        print(
+            f"triplets of the {len(for_training)} files of NLI rows and triplets together, --pairing {args.pairing}: "
+            f"{len(triplets.examples):,}"
+        )
+    if args.output:
+        write_output(Path(args.output), files, triplets)
+    rejected = Dropped(skip)
+    rejected.rows = [row for file in files for row in file.dropped.rows]
+    if rows_file := rejected.write("."):
+        print(f"the {len(rejected.rows):,} dropped rows are in {rows_file}")
+
+
+def write_output(path, files, triplets):
+    """Write the triplets, or the rows of files that are all of one other kind."""
+    if triplets:
+        names = [names[0] for names in TRIPLETS.columns]
+        rows = ([triplets.sentences[i] for i in example] for example in triplets.examples)
+        n = len(triplets.examples)
+    else:
+        names = [names[0] for names in LAYOUTS[files[0].kind].columns]
+        rows = (
+            [*(file.sentences[i] for i in row), *([] if file.values is None else [float(file.values[k])])]
+            for file in files
+            for k, row in enumerate(file.rows.tolist())
+        )
+        n = sum(len(file.rows) for file in files)
+    write_table(path, names, rows)
+    print(f"{path}: {n:,} rows of {', '.join(names)}")
+
+
+def _short(value):
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+if __name__ == "__main__":
+    main()
