@@ -35,6 +35,7 @@ KORNLI_TRAIN = ("KorNLI/snli_1.0_train.ko.tsv", "KorNLI/multinli.train.ko.tsv")
 KORSTS_DEV, KORSTS_TEST = "KorSTS/sts-dev.tsv", "KorSTS/sts-test.tsv"
 FOLDER = Path(__file__).parent / "KorNLU"
 TRIES = 5  # in a row without a new byte
+WAIT = 1  # seconds before the second try, doubled before each after it
 SILENCE = 30  # seconds without a byte after which a connection is given up
 BLOCK = 1 << 18  # bytes
 
@@ -76,19 +77,16 @@ def fetch(url, path, expected):
     """
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    resumed = partial.exists() and partial.stat().st_size > 0
-    _receive(url, partial)
-    if blob_id(partial) != expected and resumed:  # of another version, or damaged: once more from the start
-        partial.unlink()
+    for _ in range(2):
         _receive(url, partial)
-    if (found := blob_id(partial)) != expected:
+        if (found := blob_id(partial)) == expected:
+            return _put(partial, path)
         size, start = partial.stat().st_size, partial.open("rb").read(40)
-        partial.unlink()
-        raise RunError(
-            f"{url}: sent something else than the published file ({size:,} bytes that begin with {start!r}, blob id "
-            f"{found}, expected {expected}); is a proxy in the way? Try --mirror URL or --from FOLDER"
-        )
-    _put(partial, path)
+        partial.unlink()  # damaged, or begun with another version: once more from the start
+    raise RunError(
+        f"{url}: sent something else than the published file ({size:,} bytes that begin with {start!r}, blob id "
+        f"{found}, expected {expected}); is a proxy in the way? Try --mirror URL or --from FOLDER"
+    )
 
 
 def _receive(url, partial):
@@ -97,7 +95,9 @@ def _receive(url, partial):
     failures = 0
     while True:
         try:
-            return _connect(url, partial)
+            if _connect(url, partial):
+                return
+            continue
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 raise RunError(f"{url}: {error.code} {error.reason}; try --mirror URL or --from FOLDER") from None
@@ -114,11 +114,15 @@ def _receive(url, partial):
                 f"{url}: {reason}, {TRIES} times in a row; {size:,} bytes are kept, the same command goes on from "
                 "there; behind a wall try --mirror URL or --from FOLDER"
             )
-        time.sleep(2 ** (failures - 1))
+        time.sleep(WAIT * 2 ** (failures - 1))
 
 
 def _connect(url, partial):
     """One connection: append to `partial` what is missing, or begin anew where the server cannot go on.
+
+    Returns:
+        Whether the file is complete. A server that does not say how long the file is leaves that open; asked for
+        the rest of a complete file, it has none.
 
     Raises:
         OSError, http.client.HTTPException: the connection failed, or ended early.
@@ -128,10 +132,12 @@ def _connect(url, partial):
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENCE)
+        # an opener of its own reads the proxies of the environment anew
+        request = urllib.request.Request(url, headers=headers)
+        response = urllib.request.build_opener().open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is missing, or the file is of another size: the blob id tells
-            return
+            return True
         raise
     with response:
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -140,17 +146,19 @@ def _connect(url, partial):
         total = start + int(length) if length and length.isdigit() else None
         bar = tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None)
         with bar, partial.open("ab" if goes_on else "wb") as file:
-            while block := response.read(BLOCK):
+            while block := response.read1(BLOCK):
                 _write(file, block)
                 bar.update(len(block))
         size = partial.stat().st_size
     if total is not None and size < total:
         raise http.client.HTTPException(f"the connection ended after {size:,} of {total:,} bytes")
+    return total is not None or size == have
 
 
 def _write(file, block):
     try:
         file.write(block)
+        file.flush()
     except OSError as error:  # a full disk names no file
         raise OSError(error.errno, error.strerror, file.name) from None
 

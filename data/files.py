@@ -97,7 +97,7 @@ def _tsv(path, encoding, on_bad):
 def _csv(path, encoding, on_bad):
     """Ordinary quoting, but a row is a line: one quotation mark too many cannot swallow the rows after it."""
     for number, line in _lines(path, encoding, on_bad):
-        line = line.rstrip("\r")
+        line = line.rstrip("\r").replace("\r", " ")  # csv would take a CR for a line end
         if '"' not in line:
             fields = line.split(",")
         elif CSV_ROW.fullmatch(line):

@@ -105,7 +105,7 @@ class Corpus:
             UserError: the file is unreadable or of neither kind, or a row is bad (unless skipped).
         """
         dropped = Dropped() if dropped is None else dropped
-        table = Table(path, {"triplets": TRIPLETS, "nli": NLI}, encoding, columns, dropped)
+        table = Table(path, {"nli": NLI, "triplets": TRIPLETS}, encoding, columns, dropped)
         if table.kind == "nli":
             self._add_nli(table, dropped)
         else:
@@ -127,7 +127,7 @@ class Corpus:
             elif lenient:
                 dropped.add(path, number, values, "malformed")
             else:
-                message = f"label {label[:40]!r}, expected one of {', '.join(LABELS)}"
+                message = f"label {label[:40]!r}, expected one of {', '.join(LABELS)} in words"
                 dropped.bad(path, number, values, "unknown label", message)
 
     def _add_triplets(self, table, dropped):

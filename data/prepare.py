@@ -21,7 +21,7 @@ from data.tables import Dropped, Table
 from data.tokenize import load_tokenizer, tokenize
 
 MINI = Path(__file__).parent.parent / "model" / "mini"
-LAYOUTS = {"triplets": TRIPLETS, "NLI rows": NLI, "scored pairs": SCORED, "pairs": PAIRS, "sentences": SENTENCES}
+LAYOUTS = {"NLI rows": NLI, "triplets": TRIPLETS, "scored pairs": SCORED, "pairs": PAIRS, "sentences": SENTENCES}
 FOR_TRAINING = {"triplets", "NLI rows"}  # what train.py makes triplets of
 NO_LIMIT = 1_000_000  # tokens: lengths are those before any cut
 BAR = 40  # characters of the histogram's longest bar
@@ -92,7 +92,7 @@ class File:
         return " | ".join(_short(self.sentences[i]) for i in row)
 
 
-def print_file(file, seed):
+def print_file(file):
     """What one file holds."""
     n = len(file.rows)
     left_out = sum(file.dropped.counts.values())
@@ -108,12 +108,9 @@ def print_file(file, seed):
         counts = np.bincount(file.values, minlength=3)
         print("  labels: " + ", ".join(f"{label} {counts[code]:,}" for label, code in LABELS.items()))
         print(f"  distinct premises {len(np.unique(file.rows[:, 0])):,}")
-    if file.corpus:
-        counts = {pairing: len(file.corpus.pair(pairing, seed)) for pairing in PAIRINGS}
-        if file.kind == "NLI rows":
-            print(
-                "  triplets: " + ", ".join(f"{count:,} with --pairing {pairing}" for pairing, count in counts.items())
-            )
+    if file.kind == "NLI rows":
+        counts = ", ".join(f"{len(file.corpus.pair(pairing)):,} with --pairing {pairing}" for pairing in PAIRINGS)
+        print(f"  triplets: {counts}")
     if file.kind == "scored pairs":
         print_scores(file)
     whole = file.rows if file.values is None else np.column_stack([file.rows, file.values])
@@ -244,7 +241,7 @@ def main(argv=None):
     files = []
     for path in args.files:
         files.append(File(path, args.encoding, args.columns, skip, args.clean))
-        print_file(files[-1], args.seed)
+        print_file(files[-1])
     kinds = sorted({"triplets" if file.kind in FOR_TRAINING else file.kind for file in files})
     if args.output and len(kinds) > 1:
         raise UserError(f"--output: the files are of different kinds ({', '.join(kinds)}); prepare them apart")

@@ -357,14 +357,17 @@ def test_bad_sts(name, text, message, tmp_path):
 
 
 BAD_TRIPLETS = [
-    ("sentence1\tsentence2\tscore\n가\t나\t3\n", "t.tsv, line 1: expected the columns .anchor, positive, negative. or"),
+    (
+        "sentence1\tsentence2\tscore\n가\t나\t3\n",
+        "line 1: expected the columns .* or .anchor, positive, negative., found",
+    ),
     ("premise\thypothesis\tlabel\n가\t나\t함의\n", "t.tsv, line 2: label '함의', expected one of entailment"),
     ("premise\thypothesis\tlabel\n가\t\tneutral\n", "t.tsv, line 2: a sentence is empty"),
     ("anchor\tnegative\tpositive\tnegative\n가\t나\t다\t라\n", "t.tsv, line 1: the header names 'negative' twice"),
     ("가\t나\t다\n\n가\t나\t다\n", "t.tsv, line 2: an empty line; remove it"),
     ("가,나,다\n", "t.tsv, line 1: found 1 column .가,나,다., expected 3 .*; save it with tabs"),
-    ("가\t나\t다\n가\t나\tentailment\n", "t.tsv, line 2: a label where a sentence should be"),
-    ("가\t나\t3.4\n", "t.tsv, line 1: '3.4' where a sentence should be"),
+    ("가\t나\t다\n라\t마\t바\n가\t나\tentailment\n", "t.tsv, line 3: a label where a sentence should be"),
+    ("가\t나\t3.4\n", "t.tsv, line 1: label '3.4', expected one of .* in words"),
     ("가\t나\t다\n가\t나\n", "t.tsv, line 2: found 2 columns"),
     ("가\t나\t다\n가\t\t다\n", "t.tsv, line 2: a sentence is empty"),
     ("가\t나\t다\t라\n", "t.tsv, line 1: found 4 columns"),
