@@ -3,10 +3,11 @@
 #
 #   bash run_example.sh                                  our small BERT "mini" on data/sample: minutes, no download
 #   bash run_example.sh kobert [KORNLU_FOLDER [KOBERT]]  the reference setting: SKT KoBERT on KorNLI and KorSTS
+#   bash run_example.sh download                         KorNLI and KorSTS into data/KorNLU
 #   bash run_example.sh setup                            the environment alone
 #
-# KORNLU_FOLDER holds KorNLI/ and KorSTS/ (default data/KorNLU); KOBERT is a folder or hub id (default
-# skt/kobert-base-v1). PYTHON names the interpreter that .venv is made from (default python3).
+# KORNLU_FOLDER holds KorNLI/ and KorSTS/ (default data/KorNLU, as `download` makes it); KOBERT is a folder or hub id
+# (default skt/kobert-base-v1). PYTHON names the interpreter that .venv is made from (default python3).
 set -euo pipefail
 for ((i = 2; i <= $#; i++)); do  # folders are meant from where the user stands
   if [ -d "${!i}" ]; then set -- "${@:1:i-1}" "$(realpath "${!i}")" "${@:i+1}"; fi
@@ -32,6 +33,10 @@ case "${1:-mini}" in
   setup)
     setup
     ;;
+  download)
+    setup
+    .venv/bin/python -m data.download "${@:2}"
+    ;;
   mini)
     setup
     echo "== train: mini (4 layers x 256, random weights) on the 400 triplets of data/sample =="
@@ -45,8 +50,8 @@ case "${1:-mini}" in
   kobert)
     kornlu=${2:-data/KorNLU}
     for file in KorNLI/snli_1.0_train.ko.tsv KorNLI/multinli.train.ko.tsv KorSTS/sts-dev.tsv KorSTS/sts-test.tsv; do
-      [ -f "$kornlu/$file" ] || fail "$kornlu/$file is missing; get the KorNLI and KorSTS folders of" \
-        "https://github.com/kakaobrain/KorNLUDatasets and call: bash run_example.sh kobert THAT_FOLDER"
+      [ -f "$kornlu/$file" ] || fail "$kornlu/$file is missing; get it with: bash run_example.sh download" \
+        "(or name a folder with KorNLI/ and KorSTS/: bash run_example.sh kobert FOLDER)"
     done
     setup
     echo "== train: ${3:-skt/kobert-base-v1}, reference setting, on KorNLI =="
@@ -58,6 +63,6 @@ case "${1:-mini}" in
     .venv/bin/python SemanticSearch.py
     ;;
   *)
-    fail "unknown argument '$1'; call it with nothing, kobert or setup"
+    fail "unknown argument '$1'; call it with nothing, kobert, download or setup"
     ;;
 esac

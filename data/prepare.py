@@ -27,7 +27,7 @@ NO_LIMIT = 1_000_000  # tokens: lengths are those before any cut
 BAR = 40  # characters of the histogram's longest bar
 
 # Debris of machine translation, by name: what --clean drops.
-REPEATED = re.compile(r"([가-힣]{1,4}[ ,.]{0,2})\1{9,}")  # the same few syllables ten times or more in a row
+REPEATED = re.compile(r"([가-힣]{1,4}[ ,.]{0,2})\1{29,}")  # the same few syllables, 30 times in a row: 16 is laughter
 NOTHING_SAID = re.compile(r"[\W_]*")  # dashes and the like
 
 

@@ -1,6 +1,8 @@
 """The three scripts as users call them: results, output, and one sentence for every mistake."""
 
 import contextlib
+import csv
+import gzip
 import io
 import json
 import os
@@ -16,6 +18,7 @@ import torch
 import evaluate
 import SemanticSearch
 import train
+from data import download
 from data.sts import read_sts
 from model.checkpoint import load_encoder, save_encoder
 from model.metrics import CORRELATIONS, evaluate_sts
@@ -195,6 +198,73 @@ def test_scores_before_a_bad_model_are_kept(run_folder, tmp_path, capsys):
     assert [result["model"] for result in json.loads(out.read_text())] == [str(run_folder)]
 
 
+def test_bad_rows_are_skipped_counted_and_kept_in_the_run_folder(tiny_bert, tmp_path, capsys):
+    rows = (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines()[:40]
+    (tmp_path / "bad.tsv").write_text("\n".join([*rows[:20], "둘\t뿐", *rows[20:]]), encoding="utf-8")
+    argv = list(map(str, [*train_with(model=tiny_bert, train_data=tmp_path / "bad.tsv"), "--epochs", 1]))
+    for _ in range(2):
+        train.main([*argv, "--on_bad_row", "skip", "--output_dir", str(tmp_path / "run")])
+        assert "train: 40 triplets" in (err := capsys.readouterr().err)
+        assert f"dropped: 1 wrong number of columns (first: {tmp_path / 'bad.tsv'}, line 21)" in err
+    for folder in (tmp_path / "run", tmp_path / "run" / "previous-1"):
+        assert json.loads((folder / "rejected_rows.jsonl").read_text())["row"] == ["둘", "뿐"]
+
+
+def test_tables_of_ones_own_through_every_script(tiny_bert, tmp_path, capsys):
+    """Columns by name, CSV and JSON lines, compressed."""
+    triplets = [line.split("\t") for line in (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines()[:40]]
+    scored = [line.split("\t") for line in VALID.read_text(encoding="utf-8").splitlines()[:40]]
+    with gzip.open(tmp_path / "t.csv.gz", "wt", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["나쁨", "질문", "좋음"], *([c, a, b] for a, b, c in triplets)])
+    with (tmp_path / "s.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"점수": float(s), "하나": a, "둘": b}) + "\n" for a, b, s in scored)
+    plain = tmp_path / "plain.tsv"
+    plain.write_text("".join("\t".join(row) + "\n" for row in triplets), encoding="utf-8")
+    same = ["--model", str(tiny_bert), "--epochs", "1", "--batch_size", "20", "--output_dir"]
+    dev = ["--valid_data", str(tmp_path / "s.jsonl"), "--valid_columns", "하나", "둘", "점수"]
+    mine = ["--train_data", str(tmp_path / "t.csv.gz"), "--columns", "질문", "좋음", "나쁨"]
+    train.main([*mine, *dev, *same, str(tmp_path / "a")])
+    train.main(["--train_data", str(plain), *dev, *same, str(tmp_path / "b")])
+    a, b = (load_encoder(tmp_path / name).state_dict() for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    capsys.readouterr()
+    evaluate.main(["--model", str(tmp_path / "a"), "--test_data", dev[1], "--columns", "하나", "둘", "점수"])
+    assert capsys.readouterr().out.count("\n") == 3
+    corpus = ["--corpus", str(tmp_path / "t.csv.gz"), "--columns", "좋음"]
+    SemanticSearch.main(["--model", str(tmp_path / "a"), *corpus, "--query", triplets[7][1]])
+    assert f"{triplets[7][1]} (Score: 1.0000)" in capsys.readouterr().out
+
+
+def test_kornlu_is_found_by_default(tiny_bert, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "KorNLU"
+    nli = ["sentence1\tsentence2\tgold_label"]
+    for line in (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines()[:40]:
+        premise, entailment, contradiction = line.split("\t")
+        nli += [f"{premise}\t{entailment}\tentailment", f"{premise}\t{contradiction}\tcontradiction"]
+    for name, lines in zip(download.KORNLI_TRAIN, (nli[:41], nli[:1] + nli[41:])):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(lines), encoding="utf-8")
+    (folder / "KorSTS").mkdir()
+    for name in (download.KORSTS_DEV, download.KORSTS_TEST):
+        (folder / name).write_bytes(VALID.read_bytes())
+    monkeypatch.setattr(download, "FOLDER", folder)
+    monkeypatch.chdir(tmp_path)
+    train.main(["--model", str(tiny_bert), "--epochs", "1"])
+    assert "train: 40 triplets of 120 sentences; dev: 200 pairs" in capsys.readouterr().err
+    evaluate.main([])
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_data_benchmark(capsys):
+    pytest.importorskip("datasets", reason="the peer side needs datasets, requirements-extra.txt")
+    from benchmarks import data
+
+    data.main(["--rows", "600", "--runs", "1"])
+    out = capsys.readouterr().out
+    (ours,) = set(re.findall(r"triplets (\d+)", out))  # both sides pair the same number
+    assert 100 < int(ours) < 250 and "pandas + datasets.map / ours" in out
+
+
 @pytest.mark.parametrize("side", ["ours", "reference"])
 def test_benchmark(side, capsys):
     from benchmarks import train_throughput
@@ -252,7 +322,7 @@ def test_help_shows_the_reference_setting_as_defaults():
 
 
 def test_run_example_refuses_what_it_does_not_know():
-    for argument, message in [("other", "unknown argument 'other'"), ("kobert", "KorNLUDatasets")]:
+    for argument, message in [("other", "unknown argument 'other'"), ("kobert", "bash run_example.sh download")]:
         command = ["bash", str(ROOT / "run_example.sh"), argument, "/no/such/folder"]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 2 and message in result.stderr
