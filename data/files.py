@@ -118,7 +118,8 @@ def _jsonl(path, encoding, on_bad):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            on_bad(number, line, "not valid JSON", f"not valid JSON ({getattr(error, 'msg', 'nested too deeply')})")
+            why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+            on_bad(number, line, "not valid JSON", f"not valid JSON ({why})")
             continue
         if isinstance(record, dict):
             yield number, record
@@ -288,7 +289,7 @@ def _undecodable(line, encoding):
 
 
 def _hint(encoding):
-    if _is_utf8(encoding):
+    if _is_utf8(encoding) or codecs.lookup(encoding).name == "euc_kr":  # cp949 is euc-kr with all 11,172 syllables
         return "Korean spreadsheets save cp949: try --encoding cp949 (for all files of a call)"
     return "try --encoding utf-8 (for all files of a call)"
 

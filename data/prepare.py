@@ -103,6 +103,7 @@ def print_file(file):
         where = where.removeprefix(f"{file.path}, ")
         row = row.values() if isinstance(row, dict) else [row] if isinstance(row, str) else row
         print(f"    {count:,} {reason}, as in {where}: {' | '.join(map(_short, row))}")
+    print(f"  first row: {file.text(file.rows[0]) if n else 'none'}")
     print(f"  distinct sentences {len(file.sentences):,}")
     if file.kind == "NLI rows":
         counts = np.bincount(file.values, minlength=3)

@@ -15,8 +15,9 @@ from data.files import LONGEST, file_format, place, read_records
 
 # Every name that a column is known by somewhere: a first line of nothing else is a header, not data.
 HEADER_WORDS = set(
-    "anchor positive negative premise hypothesis entailment contradiction sentence1 sentence2 gold_label label sent0 "
-    "sent1 hard_neg pos neg query question answer text text1 text2 sentence score genre filename year id guid".split()
+    "anchor positive negative premise hypothesis entailment contradiction sentence1 sentence2 sentence3 gold_label "
+    "label sent0 sent1 hard_neg pos neg query question answer text text1 text2 "
+    "sentence score genre filename year id guid".split()
 )
 REJECTED_FILE = "rejected_rows.jsonl"
 HEAD = 100  # rows looked at to tell kinds apart that have the same columns
@@ -107,7 +108,8 @@ class Table:
         layouts: {kind: Layout}, the kinds that will do, preferred first.
         encoding: of text files.
         columns: for each column wanted, its header name or (.tsv, .csv) its number from 1; default: known names in
-            the header, or all columns of a .tsv without header.
+            the header, or all columns of a .tsv without header. Line 1 of a .csv is its header in any case; that of
+            a .tsv is one if `columns` or known names are in it.
         dropped: a `Dropped`.
         default: the format of a file whose name tells none.
 
@@ -134,7 +136,7 @@ class Table:
         self._first = self._head[0]
         self.header = self._find_header(columns)
         fitting = self._fit(columns)  # [(kind, picked columns)]
-        while not fitting and self.dropped.skip and not (self.header or columns or self.format == ".csv"):
+        while not fitting and self.dropped.skip and not (self.header or columns):
             self.dropped.add(path, *self._first, "wrong number of columns")
             self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
             if not self._head:
@@ -223,17 +225,12 @@ class Table:
         if self.format == ".txt":
             return None
         lower = [field.lower() for field in record]
-        by_name = columns and not _are_numbers(columns)
-        if by_name and set(columns) <= set(record):
-            header = record
-        elif by_name or not (
-            all(field in HEADER_WORDS for field in lower)
-            or any(self._by_names(layout, lower) for layout in self.layouts.values())
-        ):
-            return None
-        else:
-            header = lower
-        return header
+        if columns and not _are_numbers(columns):
+            return record if set(columns) <= set(record) else None
+        known = all(field in HEADER_WORDS for field in lower)
+        if known or self.format == ".csv" or any(self._by_names(layout, lower) for layout in self.layouts.values()):
+            return lower
+        return None
 
     def _fit(self, columns):
         """[(kind, picked)] of the layouts that fit: `picked` are positions, or keys for records that are dicts."""
@@ -246,7 +243,7 @@ class Table:
                 if self.header:
                     names = self._by_names(layout, self.header)
                     picked = [self._position(name) for name in names] if names and is_list else names
-                elif self._width == len(layout.columns) and self.format != ".csv":
+                elif self._width == len(layout.columns):
                     picked = list(range(self._width))
             elif len(columns) != len(layout.columns):
                 continue
@@ -288,8 +285,8 @@ class Table:
         if columns:
             found = self.header or record
             raise UserError(f"{where}: no columns {' '.join(columns)}; found {' | '.join(map(str, found))[:200]}")
-        if self.header or self.format == ".csv":
-            found = " | ".join(map(str, self.header or record))[:200]
+        if self.header:
+            found = " | ".join(map(str, self.header))[:200]
             message = f"{where}: expected the columns {self._expected()}, found {found}; name yours with --columns"
             raise UserError(message)
         raise UserError(f"{where}: {self._wrong_columns(record, widths[-1])}")

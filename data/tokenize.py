@@ -160,8 +160,9 @@ def _read_cache(folder, n):
 def _write_cache(folder, tokens):
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob("building-*"):  # of a process that was killed
-        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # it was just finished
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
     try:
         for name, array in tokens._asdict().items():

@@ -175,6 +175,13 @@ def test_columns_by_number(tmp_path):
         triplets_of([path])
 
 
+def test_line_1_of_a_csv_is_its_header(tmp_path):
+    path = write(tmp_path / "t.csv", "오답,질문,정답\n다,가,나\n")
+    assert triplets_of([path], columns=["2", "3", "1"]) == [("가", "나", "다")]
+    with pytest.raises(UserError, match="line 1: expected the columns .* found 오답 . 질문 . 정답; name yours"):
+        triplets_of([path])
+
+
 def test_rows_without_header_are_told_apart_by_their_third_column(tmp_path):
     nli = write(tmp_path / "nli.tsv", "비가 온다.\t날씨가 궂다.\tentailment\n비가 온다.\t맑다.\tcontradiction\n")
     assert triplets_of([nli]) == [("비가 온다.", "날씨가 궂다.", "맑다.")]

@@ -1,11 +1,15 @@
 """KoBERT's tokenizer: ids, both circulating files, and the ways of a Hugging Face tokenizer."""
 
 import json
+import os
+import signal
+import time
 import unicodedata
 
 import numpy as np
 import pytest
 
+from data import tokenize as tokenize_module
 from data.errors import UserError
 from data.kobert_tokenizer import SPECIAL_TOKENS, KoBERTTokenizer
 from data.sts import read_sts
@@ -190,3 +194,56 @@ def test_unwritable_cache_stops_nobody(vocabulary_files, tmp_path, monkeypatch, 
     monkeypatch.setenv("KOSIMCSE_CACHE", str(tmp_path / "file"))
     assert len(cached_tokens(["하나", "둘"], load_tokenizer(vocabulary_files[0]), 20).lengths) == 2
     assert "not written" in capsys.readouterr().err
+
+
+def in_child(work):
+    """Run work() in a forked process; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return pid
+
+
+def test_processes_that_build_the_same_cache_at_once(vocabulary_files, sample_sentences, tmp_path, monkeypatch):
+    """All are ready to rename at the same moment; all get the tokens, one folder is left."""
+    tokenizer = load_tokenizer(vocabulary_files[0])
+    expected = tokenize(sample_sentences, tokenizer, 20)
+    start = time.time() + 0.5
+
+    def together(folder, tokens, write=tokenize_module._write_cache):
+        time.sleep(max(0, start - time.time()))
+        write(folder, tokens)
+
+    monkeypatch.setattr(tokenize_module, "_write_cache", together)
+
+    def work():
+        for _ in range(2):
+            tokens = cached_tokens(sample_sentences, tokenizer, 20)
+            assert (tokens.ids == expected.ids).all() and (tokens.offsets == expected.offsets).all()
+
+    children = [in_child(work) for _ in range(6)]
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
+
+
+def test_a_killed_build_does_no_harm_and_is_cleared_later(vocabulary_files, sample_sentences, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(vocabulary_files[0])
+    expected = tokenize(sample_sentences, tokenizer, 20)
+    folder = tmp_path / "cache" / "tokens"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: time.sleep(60))  # the child hangs with the first file half safe
+        pid = in_child(lambda: cached_tokens(sample_sentences, tokenizer, 20))
+        while not list(folder.glob("building-*/ids.npy")):
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    (leftover,) = folder.iterdir()
+    tokens = cached_tokens(sample_sentences, tokenizer, 20)
+    assert (tokens.ids == expected.ids).all() and leftover.exists()  # it could be another process's, at work
+    os.utime(leftover, (0, 0))
+    cached_tokens(sample_sentences, tokenizer, 10)
+    assert not leftover.exists() and len(list(folder.iterdir())) == 2
