@@ -1,5 +1,6 @@
 """NLI files into triplets (premise, entailment, contradiction), the training data of supervised SimCSE."""
 
+import itertools
 import re
 from array import array
 from typing import NamedTuple
@@ -69,7 +70,7 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
     used = np.zeros(len(sentences), dtype=bool)
     used[examples] = True
     number = np.cumsum(used) - 1
-    return Triplets([sentences[i] for i in np.flatnonzero(used)], number[examples])
+    return Triplets(list(itertools.compress(sentences, used.tolist())), number[examples])
 
 
 class Corpus:
