@@ -67,21 +67,21 @@ class File:
             self.sentences = list(self.corpus.index)
             self.rows = rows[:, :2] if self.kind == "NLI rows" else rows
             self.values = rows[:, 2] if self.kind == "NLI rows" else None
-            return
-        if self.kind == "scored pairs":
-            scored = list(scored_rows(path, *options))
-            rows = [row[:2] for row in scored]
-            self.values = np.array([score for _, _, score in scored])
-        elif self.kind == "pairs":
-            rows = read_pairs(path, *options)
         else:
-            rows = [(sentence,) for sentence in read_sentences(path, *options)]
-        if not rows:
+            if self.kind == "scored pairs":
+                scored = list(scored_rows(path, *options))
+                rows = [row[:2] for row in scored]
+                self.values = np.array([score for _, _, score in scored])
+            elif self.kind == "pairs":
+                rows = read_pairs(path, *options)
+            else:
+                rows = [(sentence,) for sentence in read_sentences(path, *options)]
+            index = {}
+            numbers = [index.setdefault(sentence, len(index)) for row in rows for sentence in row]
+            self.sentences = list(index)
+            self.rows = np.array(numbers, dtype=np.int64).reshape(len(rows), -1) if rows else np.empty((0, 1))
+        if not len(self.rows):
             raise UserError(f"{path}: no usable row; dropped {self.dropped}")
-        index = {}
-        numbers = [index.setdefault(sentence, len(index)) for row in rows for sentence in row]
-        self.sentences = list(index)
-        self.rows = np.array(numbers, dtype=np.int64).reshape(len(rows), -1)
 
     @property
     def name(self):
@@ -103,7 +103,7 @@ def print_file(file):
         where = where.removeprefix(f"{file.path}, ")
         row = row.values() if isinstance(row, dict) else [row] if isinstance(row, str) else row
         print(f"    {count:,} {reason}, as in {where}: {' | '.join(map(_short, row))}")
-    print(f"  first row: {file.text(file.rows[0]) if n else 'none'}")
+    print(f"  first row: {file.text(file.rows[0])}")
     print(f"  distinct sentences {len(file.sentences):,}")
     if file.kind == "NLI rows":
         counts = np.bincount(file.values, minlength=3)

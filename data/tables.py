@@ -271,7 +271,8 @@ class Table:
         if not self._is_list:
             rows = [[_look_up(record, name) for name in picked] for _, record in self._head]
         else:
-            rows = [[record[i] for i in picked] for _, record in self._head if len(record) > max(picked)]
+            width = len(self.header or self._first[1])
+            rows = [[record[i] for i in picked] for _, record in self._head if len(record) == width]
         return sum(self.layouts[kind].accepts(row) for row in rows)
 
     def _refuse(self, columns):

@@ -335,6 +335,7 @@ def test_mutated_parquet(tmp_path):
             continue
         columns = parquet.read_table(path).to_pydict()
         entries = [{"text1": one, "text2": two} for one, two in zip(columns["text1"], columns["text2"])]
+        entries = [entry for entry in entries if all(isinstance(text, str) for text in entry.values())]
         expected = slow_pairs("\n".join(map(json.dumps, entries)).encode())
         assert found == expected
 

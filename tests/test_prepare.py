@@ -147,6 +147,8 @@ def test_bad_calls(tmp_path, fails):
     path = write(tmp_path / "t.tsv", "가\t나\t다\n가\t나\n")
     assert "t.tsv, line 2: found 2 columns" in fails(prepare.main, [path])
     assert "no such file" in fails(prepare.main, [tmp_path / "x.tsv"])
+    nothing = write(tmp_path / "nothing.tsv", KORNLI + "가\tn/a\tneutral\n")
+    assert "nothing.tsv: no usable row; dropped 1 n/a" in fails(prepare.main, [nothing])
     good, sts = SAMPLE / "train_nli.tsv", SAMPLE / "valid_sts.tsv"
     assert "name a .tsv or .parquet" in fails(prepare.main, [good, "--output", tmp_path / "x.csv"])
     assert "is there already" in fails(prepare.main, [good, "--output", path])
