@@ -38,8 +38,8 @@ def file_format(path, default=".tsv"):
 
 
 def place(path, number):
-    """'file, line 7' (row or entry where the format has no lines)."""
-    return f"{path}, {UNITS.get(file_format(path), 'line')} {number}"
+    """'file, line 7' (row or entry where the format has no lines); the file alone where there is no number."""
+    return str(path) if number is None else f"{path}, {UNITS.get(file_format(path), 'line')} {number}"
 
 
 def read_records(path, encoding, on_bad, kind):

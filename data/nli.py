@@ -60,13 +60,16 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
     corpus = Corpus()
     for path in paths:
         corpus.add(path, encoding, columns, dropped)
-    examples = corpus.pair(pairing, seed)
+    examples, same = corpus.pair(pairing, seed)
+    sentences = list(corpus.index)
+    for row in same:
+        where = " and ".join(map(str, paths))  # rows of several files may have met here
+        dropped.add(where, None, [sentences[i] for i in row], "positive equal to negative")
     if not len(examples):
         raise UserError(
             f"{', '.join(map(str, paths))}: no premise with both an entailment and a contradiction"
             + (f"; dropped {dropped}" if dropped.counts else "")
         )
-    sentences = list(corpus.index)
     used = np.zeros(len(sentences), dtype=bool)
     used[examples] = True
     number = np.cumsum(used) - 1
@@ -157,7 +160,12 @@ class Corpus:
                     self._triplets.append(number_of(sentence, len(index)))
 
     def pair(self, pairing="one", seed=1234):
-        """The corpus as triplets, (N, 3) int64 numbers of sentences; see `read_triplets`."""
+        """The corpus as triplets; see `read_triplets`.
+
+        Returns:
+            (triplets, same): (N, 3) and (M, 3) int64 numbers of sentences. `same` are those of a premise with one
+            hypothesis under both labels, drawn for both: they teach nothing.
+        """
         premises, hypotheses, labels = self.nli.T
         groups = []  # for entailment and contradiction: hypotheses grouped by premise, first of each group, how many
         for label in (ENTAILMENT, CONTRADICTION):
@@ -179,8 +187,8 @@ class Corpus:
             draw = np.random.default_rng(seed)
             e, c = draw.integers(count_e[premise]), draw.integers(count_c[premise])
         paired = np.stack([premise, entailments[first_e[premise] + e], contradictions[first_c[premise] + c]], axis=1)
-        paired = paired[paired[:, 1] != paired[:, 2]]  # one hypothesis with both labels teaches nothing
-        return np.concatenate([self.triplets, paired])
+        same = paired[:, 1] == paired[:, 2]
+        return np.concatenate([self.triplets, paired[~same]]), paired[same]
 
 
 def _unusable(premise, hypothesis):

@@ -70,7 +70,7 @@ class Dropped:
     def _in_file_order(self):
         """The rejected rows; those that a table's opening looks at come ahead of their turn."""
         files = {file: i for i, file in enumerate(dict.fromkeys(row[0] for row in self.rows))}
-        return sorted(self.rows, key=lambda row: (files[row[0]], row[1]))
+        return sorted(self.rows, key=lambda row: (files[row[0]], row[1] or 0))
 
     def write(self, folder):
         """Write the rows left out, with `skip`, to a new REJECTED_FILE in `folder`; return its path, or None."""

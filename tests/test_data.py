@@ -290,6 +290,11 @@ def test_pairing_equals_the_obvious_way(tmp_path):
     ]
     assert triplets_of([path], "all") == both
     drawn = [triplets_of([path], "one", seed) for seed in range(300)]
+    dropped = Dropped()
+    seed, left_out = next((i, n) for i, t in enumerate(drawn) if (n := len(grouped) - len(t)))
+    triplets_of([path], "one", seed, dropped=dropped)
+    assert left_out == dropped.counts["positive equal to negative"]
+    assert str(dropped) == f"{left_out} positive equal to negative (first: {path})"
     for triplets in drawn:
         assert [p for p, _, _ in triplets] == [p for p in grouped if p in {t[0] for t in triplets}]
         assert len(triplets) >= len(grouped) - 5 and set(triplets) <= set(both)
