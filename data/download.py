@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import http.client
 import os
+import shutil
 import sys
 import time
 import urllib.error
@@ -81,7 +82,9 @@ def fetch(url, path, expected):
         _receive(url, partial)
         if (found := blob_id(partial)) == expected:
             return _put(partial, path)
-        size, start = partial.stat().st_size, partial.open("rb").read(40)
+        size = partial.stat().st_size
+        with partial.open("rb") as file:
+            start = file.read(40)
         partial.unlink()  # damaged, or begun with another version: once more from the start
     raise RunError(
         f"{url}: sent something else than the published file ({size:,} bytes that begin with {start!r}, blob id "
@@ -169,14 +172,13 @@ def copy(source, path, expected):
     Raises:
         UserError: it is not the published one.
     """
-    content = source.read_bytes()
-    size_and_content = b"blob %d\0" % len(content) + content
-    if (found := hashlib.sha1(size_and_content, usedforsecurity=False).hexdigest()) != expected:
-        advice = "; git changed its line ends: clone it with core.autocrlf=false" if b"\r\n" in content else ""
+    if (found := blob_id(source)) != expected:
+        changed = b"\r\n" in source.read_bytes()
+        advice = "; git changed its line ends: clone it with core.autocrlf=false" if changed else ""
         raise UserError(f"{source}: not the published file (blob id {found}, expected {expected}){advice}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
+    shutil.copyfile(source, partial)
     _put(partial, path)
 
 
