@@ -12,7 +12,7 @@ from data.kobert_tokenizer import SPECIAL_TOKENS, KoBERTTokenizer
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
-SHARED = Path(os.environ.get("KOSIMCSE_SHARED", ROOT.parent / "shared"))
+SHARED = Path(os.environ.get("KOSIMCSE_SHARED", ROOT.parent / "shared")).resolve()
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and two threads on busy cores wait for each other
 
