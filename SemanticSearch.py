@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from data import flags
+from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
 from data.sentences import read_sentences
-from data.tables import Dropped
 from model.checkpoint import load_encoder
 from model.pooling import POOLINGS
 from model.utils import default_device, pytorch_cos_sim

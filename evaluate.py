@@ -14,10 +14,10 @@ from pathlib import Path
 
 from data import flags
 from data.download import KORSTS_TEST, default_files
+from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
 from data.files import write_atomically
 from data.sts import read_sts
-from data.tables import Dropped
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts, json_ready
 from model.pooling import POOLINGS

@@ -19,11 +19,11 @@ import transformers
 
 from data import flags
 from data.download import KORNLI_TRAIN, KORSTS_DEV, default_files
+from data.dropped import Dropped
 from data.errors import one_sentence_errors
 from data.files import require_files
 from data.nli import PAIRINGS, read_triplets
 from data.sts import read_sts
-from data.tables import Dropped
 from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts

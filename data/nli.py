@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.dropped import Dropped
 from data.errors import UserError
-from data.tables import Dropped, Layout, Table
+from data.tables import Layout, Table
 
 KORNLI_HEADER = ["sentence1", "sentence2", "gold_label"]
 LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2}

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from data import flags
+from data.dropped import Dropped
 from data.errors import RunError, UserError, one_sentence_errors
 from data.files import file_format, require_files, write_atomically
 from data.nli import LABELS, NLI, PAIRINGS, TRIPLETS, Corpus, read_triplets
 from data.sentences import PAIRS, SENTENCES, read_pairs, read_sentences
 from data.sts import SCORED, scored_rows
-from data.tables import Dropped, Table
+from data.tables import Table
 from data.tokenize import load_tokenizer, tokenize
 
 MINI = Path(__file__).parent.parent / "model" / "mini"

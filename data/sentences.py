@@ -1,6 +1,7 @@
 """Plain sentences and pairs of sentences."""
 
-from data.tables import Dropped, Layout, Table
+from data.dropped import Dropped
+from data.tables import Layout, Table
 
 SENTENCES = Layout((("sentence", "text", "sentence1", "query", "question"),))
 PAIRS = Layout(

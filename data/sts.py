@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.dropped import Dropped
 from data.errors import UserError
-from data.tables import Dropped, Layout, Table
+from data.tables import Layout, Table
 
 
 class ScoredPairs(NamedTuple):

@@ -1,15 +1,13 @@
-"""Which columns of a table are wanted, and what becomes of rows that cannot be used."""
+"""Which columns of a table are wanted, by name or by place."""
 
 import itertools
-import json
 import operator
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
+from data.dropped import Dropped
 from data.errors import UserError
 from data.files import LONGEST, file_format, place, read_records
 
@@ -19,7 +17,6 @@ HEADER_WORDS = set(
     "label sent0 sent1 hard_neg pos neg query question answer text text1 text2 "
     "sentence score genre filename year id guid".split()
 )
-REJECTED_FILE = "rejected_rows.jsonl"
 HEAD = 100  # rows looked at to tell kinds apart that have the same columns
 
 
@@ -33,71 +30,6 @@ class Layout(NamedTuple):
     @property
     def names(self):
         return ", ".join(names[0] for names in self.columns)
-
-
-class Dropped:
-    """Rows that were left out: how many by reason, an example of each, and with `skip` every one of them."""
-
-    def __init__(self, skip=False, clean=None):
-        self.skip = skip  # leave bad rows out, where otherwise the first is an error (--on_bad_row)
-        self.clean = clean  # a row's values -> why it is debris, or None (data.prepare --clean)
-        self.counts = {}  # reason -> number of rows
-        self.examples = {}  # reason -> (place of the first, the row)
-        self.rows = []  # with skip: (file, number, reason, row)
-
-    def add(self, path, number, row, reason):
-        """Count a row that says nothing and goes in any case."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        self.examples.setdefault(reason, (place(path, number), row))
-        if self.skip:
-            self.rows.append((str(path), number, reason, row))
-
-    def bad(self, path, number, row, reason, message):
-        """Refuse a row that is wrong.
-
-        Raises:
-            UserError: `message` after file and line, unless bad rows are skipped.
-        """
-        if not self.skip:
-            raise UserError(f"{place(path, number)}: {message}")
-        self.add(path, number, row, reason)
-
-    def __str__(self):
-        return "; ".join(
-            f"{count:,} {reason} (first: {self.examples[reason][0]})" for reason, count in self.counts.items()
-        )
-
-    def _in_file_order(self):
-        """The rejected rows; those that a table's opening looks at come ahead of their turn."""
-        files = {file: i for i, file in enumerate(dict.fromkeys(row[0] for row in self.rows))}
-        return sorted(self.rows, key=lambda row: (files[row[0]], row[1] or 0))
-
-    def write(self, folder):
-        """Write the rows left out, with `skip`, to a new REJECTED_FILE in `folder`; return its path, or None."""
-        if not self.rows:
-            return None
-        with open_new(Path(folder) / REJECTED_FILE) as file:
-            for path, number, reason, row in self._in_file_order():
-                record = {"file": path, "number": number, "reason": reason, "row": row}
-                # ASCII: what could not be decoded can still be written
-                file.write(json.dumps(record, default=str) + "\n")
-        return file.name
-
-    def report(self, folder):
-        """Print the summary to stderr, if rows were left out, and `write` them."""
-        if self.counts:
-            file = self.write(folder)
-            print(f"dropped: {self}" + (f"; the rows are in {file}" if file else ""), file=sys.stderr, flush=True)
-
-
-def open_new(path):
-    """Open a text file for writing that was not there before: name.ext, else name-2.ext, name-3.ext, ..."""
-    for number in itertools.count(1):
-        numbered = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        try:
-            return numbered.open("x", encoding="utf-8")
-        except FileExistsError:
-            pass
 
 
 class Table:

@@ -6,9 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from data.dropped import REJECTED_FILE
 from data.errors import UserError
 from data.files import write_atomically
-from data.tables import REJECTED_FILE
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, save_encoder
 from model.metrics import json_ready
 

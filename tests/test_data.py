@@ -12,11 +12,11 @@ import numpy as np
 import pandas
 import pytest
 
+from data.dropped import Dropped
 from data.errors import UserError
 from data.nli import LABELS, read_triplets
 from data.sentences import read_pairs, read_sentences
 from data.sts import read_sts
-from data.tables import Dropped
 from tests.conftest import SAMPLE
 
 KORSTS_HEADER = ["genre", "filename", "year", "id", "score", "sentence1", "sentence2"]

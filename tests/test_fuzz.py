@@ -11,12 +11,12 @@ import unicodedata
 
 import pytest
 
+from data.dropped import Dropped
 from data.errors import UserError
 from data.files import LONGEST
 from data.nli import KORNLI_HEADER, LABELS, Corpus
 from data.sentences import read_pairs, read_sentences
 from data.sts import read_sts
-from data.tables import Dropped
 from tests.conftest import SAMPLE, SHARED
 
 INPUTS = int(os.environ.get("KOSIMCSE_FUZZ", 12_000))
