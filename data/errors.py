@@ -11,7 +11,9 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """Something that failed while running: no network, no space, a loss that is not a number. Exit code 1."""
+    """Something that failed while running: no network, no space, a loss that is not a number."""
+
+    exit_code = 1
 
 
 def one_sentence_errors(main):
@@ -30,7 +32,7 @@ def one_sentence_errors(main):
         except UserError as error:
             message, code = str(error), 2
         except RunError as error:
-            message, code = str(error), 1
+            message, code = str(error), error.exit_code
         except OSError as error:
             if error.errno is None:  # raised by a library for reasons of its own: keep the traceback
                 raise

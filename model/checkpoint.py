@@ -103,6 +103,12 @@ def save_encoder(encoder, run_folder):
         shutil.rmtree(building, ignore_errors=True)
 
 
+def load_weights(encoder, run_folder):
+    """What `save_encoder` wrote, strictly, into an encoder of the same architecture."""
+    weights, _ = _read_pt(Path(run_folder) / CHECKPOINT_FILE)
+    encoder.bert.load_state_dict(weights)
+
+
 def _sync(folder):
     for file in folder.iterdir():
         shutil.copymode(folder / SETTINGS_FILE, file)  # safetensors makes files that nobody else may read

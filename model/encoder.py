@@ -9,11 +9,10 @@ from tqdm import tqdm
 
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
+from model import distributed
 from model.microbatch import pad
-from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool
-
-# RoBERTa's family counts positions from the padding index + 1
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet")
+from model.packed import make_packable, pack, position_offset, positions
+from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool, token_states
 
 
 class SentenceEncoder(nn.Module):
@@ -47,6 +46,10 @@ class SentenceEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.max_len = max_len
+        self._packable = make_packable(backbone)
+        self._kept = slice(None)  # token states that the last layer's second half computes
+        if pooling in ("pooler", "cls") and self._packable:
+            backbone.encoder.layer[-1].attention.output.register_forward_pre_hook(self._keep_first_tokens)
 
     @property
     def device(self):
@@ -61,25 +64,63 @@ class SentenceEncoder(nn.Module):
         """d, the size of an embedding."""
         return self.bert.config.hidden_size
 
+    @property
+    def packs(self):
+        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`."""
+        return self._packable and self.device.type == "cpu" and self._compiled_call_impl is None
+
+    def collate(self, tokens, rows):
+        """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
+
+        Args:
+            tokens: packed sentences; rows: (n,) indices into them, sorted by length.
+        """
+        if self.packs:
+            return self.forward_packed, pack(tokens, rows, self.device)
+        return self, pad(tokens, rows, self.pad_id, self.device)
+
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(n, length) token ids and mask into (n, d) embeddings, not normalised."""
         inputs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        outputs = self.bert(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            output_hidden_states=self.pooling in NEEDS_ALL_LAYERS,
-            **inputs,
-        )
-        return pool(outputs, attention_mask, self.pooling)
+        outputs = self._run(slice(0, 1), input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        return self._pool(token_states(outputs, self.pooling), attention_mask)
+
+    def forward_packed(self, ids, blocks):
+        """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
+        lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
+        first_tokens = torch.from_numpy(np.cumsum(lengths) - lengths).to(ids.device)
+        where = torch.from_numpy(positions(lengths) + position_offset(self.bert.config)).to(ids.device)
+        outputs = self._run(first_tokens, input_ids=ids[None], position_ids=where[None], blocks=blocks)
+        states = token_states(outputs, self.pooling)[0]  # (tokens, hidden), or (n, hidden) of first tokens
+        if len(states) == len(lengths):
+            return self._pool(states.unsqueeze(1))
+        states = states.split([n * length for n, length in blocks])
+        return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
+
+    def _run(self, kept, **inputs):
+        self._kept = kept
+        try:
+            return self.bert(output_hidden_states=self.pooling in NEEDS_ALL_LAYERS, **inputs)
+        finally:
+            self._kept = slice(None)
+
+    def _keep_first_tokens(self, module, states):
+        """Where pooling takes [CLS] alone, what follows the last attention is computed for [CLS] alone."""
+        return tuple(x[:, self._kept] for x in states)
+
+    def _pool(self, states, attention_mask=None):
+        """(n, length, hidden) to (n, d), in float32 whatever the precision of the transformer."""
+        with torch.autocast(states.device.type, enabled=False):
+            return pool(states.float(), attention_mask, self.pooling, getattr(self.bert, "pooler", None))
 
     def tokenize(self, sentences):
         """A list of n strings into {"input_ids", "attention_mask"}, (n, longest) each: the README's `transform`."""
         tokens = tokenize(sentences, self.tokenizer, self.max_len)
-        input_ids, attention_mask = pad(tokens, np.arange(len(sentences)), self.pad_id, "cpu")
+        input_ids, attention_mask = pad(tokens, np.arange(len(sentences)), self.pad_id, torch.device("cpu"))
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @torch.no_grad()
-    def encode(self, sentences, device=None, batch_size=64, show_progress=None):
+    def encode(self, sentences, device=None, batch_size=64, show_progress=None, split=False):
         """Embeddings for use, without gradient or dropout.
 
         Batches hold sentences of similar length, whatever the order they are given in.
@@ -90,6 +131,7 @@ class SentenceEncoder(nn.Module):
             device: moves the encoder there first; None leaves it where it is.
             batch_size: sentences in a forward pass.
             show_progress: a bar on stderr; None shows one for 1,000 sentences or more on a terminal.
+            split: under torchrun, each process encodes its share; all must make this call, and all get the result.
 
         Returns:
             (n, d) float32 tensor on the CPU, in the order of `sentences`, not normalised.
@@ -102,19 +144,23 @@ class SentenceEncoder(nn.Module):
         tokens = self._packed(sentences)
         n = len(tokens.offsets) - 1
         order = np.argsort(-tokens.lengths, kind="stable")
-        embeddings = torch.empty(n, self.dim)
+        mine = distributed.share(order) if split else order
+        embeddings = torch.empty(len(mine), self.dim)
         hidden = not show_progress if show_progress is not None else (True if n < 1000 else None)
         was_training = self.training
         self.eval()
         try:
-            with tqdm(total=n, desc="encode", unit="sentence", disable=hidden, leave=False) as bar:
-                for start in range(0, n, batch_size):
-                    rows = order[start : start + batch_size]
-                    embeddings[rows] = self(*pad(tokens, rows, self.pad_id, self.device)).float().cpu()
+            with tqdm(total=len(mine), desc="encode", unit="sentence", disable=hidden, leave=False) as bar:
+                for start in range(0, len(mine), batch_size):
+                    rows = mine[start : start + batch_size]
+                    forward, inputs = self.collate(tokens, rows)
+                    embeddings[start : start + batch_size] = forward(*inputs)
                     bar.update(len(rows))
         finally:
             self.train(was_training)
-        return embeddings
+        if split:
+            embeddings = distributed.gather(embeddings, n)
+        return embeddings[torch.from_numpy(np.argsort(order))]
 
     def _packed(self, sentences):
         """Any form of input that `encode` takes, as Tokens."""
@@ -135,4 +181,4 @@ class SentenceEncoder(nn.Module):
 def max_positions(config):
     """The longest input, in tokens, that a model of this configuration has positions for."""
     positions = getattr(config, "max_position_embeddings", None) or 1_000_000  # relative positions have no limit
-    return positions - config.pad_token_id - 1 if config.model_type in OFFSET_POSITIONS else positions
+    return positions - position_offset(config)

@@ -1,28 +1,39 @@
-"""A batch's sentences through the encoder in micro-batches of similar length, so that almost no padding is computed.
+"""A batch's sentences through the encoder in micro-batches of similar length, so that (almost) no padding is computed.
 
 The batch itself stays random and whole: its loss and its gradients are those of the padded batch.
 """
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from model import distributed
+
+SHORTEST = 0.75  # of a padded micro-batch's longest sentence: no more than a quarter of it is padding
 
 
-def cut_by_length(lengths, max_tokens):
-    """Indices 0..n-1 sorted by length and cut into micro-batches of at most `max_tokens` padded tokens each.
+def cut_by_length(lengths, max_tokens, padded=True):
+    """Cut sentences that are sorted by length, longest first, into micro-batches of at most `max_tokens` tokens.
 
     Args:
-        lengths: (n,) tokens of each sentence.
-        max_tokens: bound on (sentences x longest) of a micro-batch; a sentence longer than that is alone.
+        lengths: (n,) tokens of each sentence, not increasing.
+        max_tokens: bound on a micro-batch's tokens, padding included; a sentence longer than that is alone.
+        padded: whether sentences are padded to the micro-batch's longest; then they are of similar length, too.
 
     Returns:
-        A list of index arrays, longest sentences first (memory that does not suffice shows at once).
+        A list of slices of the n sentences, in order (memory that does not suffice shows at once).
     """
-    order = np.argsort(-lengths, kind="stable")
-    cuts, start = [], 0
-    while start < len(order):
-        size = max(1, int(max_tokens // max(1, lengths[order[start]])))
-        cuts.append(order[start : start + size])
-        start += size
+    cuts, start, n = [], 0, len(lengths)
+    ends = np.cumsum(lengths)
+    while start < n:
+        if padded:
+            similar = np.searchsorted(-lengths, -SHORTEST * lengths[start], side="right")
+            stop = min(start + max_tokens // max(1, lengths[start]), similar)
+        else:
+            stop = np.searchsorted(ends, ends[start] - lengths[start] + max_tokens, side="right")
+        stop = max(start + 1, int(stop))
+        cuts.append(slice(start, stop))
+        start = stop
     return cuts
 
 
@@ -44,21 +55,42 @@ def pad(tokens, rows, pad_id, device):
     mask = columns < lengths[:, None]  # (n, longest)
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = tokens.ids[(starts[:, None] + columns)[mask]]
-    return torch.from_numpy(input_ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
+    return to_device(input_ids, device), to_device(mask.astype(np.int64), device)
 
 
-def encode_rows(encoder, tokens, rows, max_tokens):
-    """Embeddings of some sentences, with their graph.
+def to_device(array, device):
+    """An array as a tensor on `device`; to a GPU from pinned memory, so that the host need not wait.
+
+    The host is a step ahead of the GPU, so the next micro-batch is gathered and copied while this one computes.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def encode_rows(encoder, tokens, rows, max_tokens, cache_gradients=False):
+    """Embeddings of some sentences, with their graph. With several processes each encodes its share.
 
     Args:
         encoder: a SentenceEncoder, in whatever mode and precision the caller set.
         tokens: packed sentences; rows: (n,) indices into them, repeats allowed.
         max_tokens: size of a micro-batch, see cut_by_length.
+        cache_gradients: forget activations and compute them again, micro-batch by micro-batch, when the loss's
+            gradients arrive, with the same dropout: the memory of one micro-batch, the same gradients. This is
+            gradient caching (Gao et al. 2021, arXiv:2101.06983) by way of PyTorch's activation checkpointing.
 
     Returns:
-        (n, d), in the order of `rows`.
+        (n, d), in the order of `rows`, on every process.
     """
-    cuts = cut_by_length(tokens.offsets[rows + 1] - tokens.offsets[rows], max_tokens)
-    embeddings = [encoder(*pad(tokens, rows[cut], encoder.pad_id, encoder.device)) for cut in cuts]
-    position = np.argsort(np.concatenate(cuts))  # where each row's embedding stands in the concatenation
-    return torch.cat(embeddings)[torch.from_numpy(position).to(encoder.device)]
+    lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
+    order = np.argsort(-lengths, kind="stable")
+    mine = distributed.share(order)
+    encoded = mine if len(mine) else order[:1]  # more processes than sentences: every one has a graph all the same
+    embeddings = []
+    for cut in cut_by_length(lengths[encoded], max_tokens, padded=not encoder.packs):
+        forward, inputs = encoder.collate(tokens, rows[encoded[cut]])
+        if cache_gradients:
+            embeddings.append(checkpoint(forward, *inputs, use_reentrant=False))
+        else:
+            embeddings.append(forward(*inputs))
+    embeddings = distributed.gather(torch.cat(embeddings)[: len(mine)], len(rows))  # in the order of `order`
+    return embeddings[to_device(np.argsort(order), encoder.device)]

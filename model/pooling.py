@@ -10,31 +10,39 @@ POOLINGS = (
 NEEDS_ALL_LAYERS = ("mean_first_last", "mean_top2")
 
 
-def pool(outputs, attention_mask, pooling):
-    """Sentence vectors from a transformer's outputs.
+def token_states(outputs, pooling):
+    """The states that are pooled, (n, length, hidden).
 
     Args:
-        outputs: a Hugging Face model output with `last_hidden_state` (n, length, hidden), for "pooler"
-            `pooler_output` (n, hidden), and for NEEDS_ALL_LAYERS `hidden_states`: the embeddings' output
-            followed by every layer's, (n, length, hidden) each.
-        attention_mask: (n, length), 1 for a token and 0 for padding.
-        pooling: one of POOLINGS. "mean_first_last" averages hidden_states[1] and [-1] as in
-            Li et al. 2020 (arXiv:2011.05864) and SimCSE's "avg_first_last"; "mean_top2" [-2] and [-1].
+        outputs: a Hugging Face model output with `last_hidden_state` and, for NEEDS_ALL_LAYERS, `hidden_states`: the
+            embeddings' output followed by every layer's, (n, length, hidden) each.
+        pooling: one of POOLINGS. "mean_first_last" takes the mean of hidden_states[1] and [-1] as in Li et al. 2020
+            (arXiv:2011.05864) and SimCSE's "avg_first_last"; "mean_top2" of [-2] and [-1].
+    """
+    if pooling not in NEEDS_ALL_LAYERS:
+        return outputs.last_hidden_state
+    first = outputs.hidden_states[1 if pooling == "mean_first_last" else -2]
+    return (first + outputs.hidden_states[-1]) / 2
+
+
+def pool(states, attention_mask, pooling, pooler=None):
+    """Sentence vectors from token states.
+
+    Args:
+        states: (n, length, hidden); for "pooler" and "cls" only [CLS], the first, is looked at.
+        attention_mask: (n, length), 1 for a token and 0 for padding; None where nothing is padded.
+        pooling: one of POOLINGS.
+        pooler: the backbone's, (n, length, hidden) -> (n, hidden), for "pooler".
 
     Returns:
-        (n, hidden), not normalised; means are taken in float32.
+        (n, hidden), not normalised.
     """
     if pooling == "pooler":
-        return outputs.pooler_output
+        return pooler(states)
     if pooling == "cls":
-        return outputs.last_hidden_state[:, 0]
-    if pooling == "mean":
-        return masked_mean(outputs.last_hidden_state, attention_mask)
-    first = outputs.hidden_states[1 if pooling == "mean_first_last" else -2]
-    return masked_mean((first + outputs.hidden_states[-1]) / 2, attention_mask)
-
-
-def masked_mean(states, attention_mask):
-    """The mean of states (n, length, hidden) over the positions where attention_mask (n, length) is 1: (n, hidden)."""
-    mask = attention_mask.unsqueeze(-1).float()  # (n, length, 1)
-    return (states.float() * mask).sum(1) / mask.sum(1)
+        return states[:, 0]
+    if attention_mask is None:
+        return states.mean(1)
+    weights = attention_mask.to(states.dtype)
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights.unsqueeze(1) @ states).squeeze(1)  # (n, 1, length) @ (n, length, hidden)

@@ -8,19 +8,24 @@ from pathlib import Path
 
 from data.dropped import REJECTED_FILE
 from data.errors import UserError
-from data.files import write_atomically
-from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, save_encoder
+from data.files import read_json, write_atomically
+from model import distributed
+from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
+from model.states import States
 
 CONFIG_FILE = "train_config.json"
 METRICS_FILE = "dev_metrics.json"
 LOG_FILE = "log.csv"
-NAMES = (MODEL_FOLDER, CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE, REJECTED_FILE)
-LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in NAMES))  # of a run that was killed while it saved
+STATES_FOLDER = "state"
+BOARD_FOLDER = "tensorboard"
+FILES = (CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE, REJECTED_FILE)
+NAMES = (*FILES, MODEL_FOLDER, STATES_FOLDER, BOARD_FOLDER)
+LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in FILES))  # of a run that was killed while it saved
 
 
 class RunFolder:
-    """Config, log, and best checkpoint of one training run.
+    """Config, log, best checkpoint and states of one training run. Of several processes, the first one writes.
 
     Whatever already has one of these names, an earlier run or a checkpoint put there by hand, moves to
     `previous-1/` (or the next free number) inside the folder, with a line that says so. Nothing is overwritten.
@@ -28,40 +33,95 @@ class RunFolder:
     Args:
         path: created if missing; see check_run_folder.
         config: JSON-able dict, every setting of the run.
+        settings: callable config -> the flat dict of what a resumed run must have in common with it.
         log_columns: the columns of log.csv, in order.
+        resume: go on from the newest good state there; without one, start.
+        keep_states: how many states stay.
+        tensorboard: write the log there, too.
+
+    Attributes:
+        state: what the last `save_state` of the resumed run was given, else None.
+
+    Raises:
+        UserError: the run to be resumed had other settings.
     """
 
-    def __init__(self, path, config, log_columns):
+    def __init__(self, path, config, settings, log_columns, resume=False, keep_states=2, tensorboard=False):
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._make_way()
         self.log_columns = log_columns
-        self._write_json(CONFIG_FILE, config)
-        with (self.path / LOG_FILE).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(log_columns)
+        self.states = States(self.path / STATES_FOLDER, keep_states)
+        self._writes = distributed.rank() == 0
+        distributed.same_everywhere(json.dumps(settings(config), sort_keys=True))
+        differences = []
+        if resume and (self.path / CONFIG_FILE).is_file():
+            before, now = settings(read_json(self.path / CONFIG_FILE)), settings(config)
+            names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            differences = [f"{name} (then {before.get(name)}, now {now.get(name)})" for name in names]
+        step = distributed.everyones(self.states.newest() if resume and self._writes else None)[0]
+        if step is not None and differences:
+            raise UserError(
+                f"--resume: {self.path} was trained with other settings: {', '.join(differences)}; use the same, or "
+                "another --output_dir"
+            )
+        self.state = None if step is None else self.states.load(step)
+        if self._writes:
+            # a run that was killed before its first state is the same run again
+            in_place = resume and (step is not None or (not differences and (self.path / CONFIG_FILE).is_file()))
+            self._prepare(in_place, config)
+        self.board = None
+        if tensorboard and self._writes:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.path / BOARD_FOLDER, purge_step=None if step is None else step + 1)
+
+    def _prepare(self, in_place, config):
+        self.path.mkdir(parents=True, exist_ok=True)
+        for pattern in LEFTOVERS:
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if not in_place:
+            self._make_way()
+        if self.state is None:
+            self._write_json(CONFIG_FILE, config)
+        with write_atomically(self.path / LOG_FILE) as file:
+            file.write((",".join(self.log_columns) + "\n" if self.state is None else self.state["log"]).encode())
 
     def log(self, **row):
         """Append a row to log.csv; columns not given stay empty."""
+        if not self._writes:
+            return
         path = self.path / LOG_FILE
         try:
             with path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.log_columns).writerow(row)
         except OSError as error:  # a full disk names no file
             raise OSError(error.errno, error.strerror, str(path)) from None
+        if self.board:
+            for name in row.keys() - {"step"}:
+                self.board.add_scalar(name, row[name], row["step"])
 
     def save_best(self, encoder, metrics):
         """Keep this encoder as the run's best: model/, nli_checkpoint.pt and dev_metrics.json."""
-        save_encoder(encoder, self.path)
-        self._write_json(METRICS_FILE, json_ready(metrics))
+        if self._writes:
+            save_encoder(encoder, self.path)
+            self._write_json(METRICS_FILE, json_ready(metrics))
+
+    def restore_best(self, encoder):
+        """Load what `save_best` kept last into `encoder`, on every process."""
+        if self._writes:
+            load_weights(encoder, self.path)
+        distributed.broadcast([*encoder.parameters(), *encoder.buffers()])
+
+    def save_state(self, step, state):
+        """Keep what is needed to go on after `step`, the log included; see States."""
+        if self._writes:
+            self.states.save(step, {**state, "log": (self.path / LOG_FILE).read_text(encoding="utf-8")})
 
     def _write_json(self, name, value):
         with write_atomically(self.path / name) as file:
             file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _make_way(self):
-        for pattern in LEFTOVERS:
-            for leftover in self.path.glob(pattern):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
         if in_the_way:
             number = 1

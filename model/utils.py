@@ -20,3 +20,20 @@ def pytorch_cos_sim(a, b):
 def default_device():
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision, device):
+    """What "auto" means on `device`: "bf16" where the hardware computes in it, else "fp32"; others stay as they are."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+    return "bf16" if has_bf16 else "fp32"
+
+
+def autocast(precision, device):
+    """A context in which matrix products on `device` run in `precision`, "fp32" or "bf16"; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

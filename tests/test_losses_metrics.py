@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import (
 
 from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS, correlations, evaluate_sts
-from model.pooling import pool
+from model.pooling import pool, token_states
 from model.utils import pytorch_cos_sim
 
 
@@ -113,7 +113,7 @@ def test_pooling_against_loops():
 
     torch.manual_seed(0)
     layers = tuple(torch.randn(3, 6, 4) for _ in range(4))
-    outputs = SimpleNamespace(last_hidden_state=layers[-1], hidden_states=layers, pooler_output=torch.randn(3, 4))
+    outputs = SimpleNamespace(last_hidden_state=layers[-1], hidden_states=layers)
     lengths = [6, 3, 1]
     mask = torch.tensor([[1] * n + [0] * (6 - n) for n in lengths])
 
@@ -121,11 +121,13 @@ def test_pooling_against_loops():
         return torch.stack([states[i, :n].mean(0) for i, n in enumerate(lengths)])
 
     expected = {
-        "pooler": outputs.pooler_output,
+        "pooler": torch.stack([layers[-1][i, 0] for i in range(3)]) * 2,
         "cls": torch.stack([layers[-1][i, 0] for i in range(3)]),
         "mean": mean_over_tokens(layers[-1]),
         "mean_first_last": (mean_over_tokens(layers[1]) + mean_over_tokens(layers[-1])) / 2,
         "mean_top2": (mean_over_tokens(layers[-2]) + mean_over_tokens(layers[-1])) / 2,
     }
     for name, value in expected.items():
-        torch.testing.assert_close(pool(outputs, mask, name), value)
+        states = token_states(outputs, name)
+        torch.testing.assert_close(pool(states, mask, name, pooler=lambda states: states[:, 0] * 2), value)
+    torch.testing.assert_close(pool(layers[-1], None, "mean"), layers[-1].mean(1))

@@ -2,8 +2,10 @@
 
 import csv
 import functools
+import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS
 from model.microbatch import cut_by_length, encode_rows
 from model.objectives import simcse
-from model.trainer import LOG_COLUMNS, linear_schedule, parameter_groups
+from model.progress import LOG_COLUMNS
+from model.states import States
+from model.trainer import linear_schedule, parameter_groups
 from model.trainer import train as run_training
 from tests.conftest import ROOT, SAMPLE
 
@@ -61,12 +65,17 @@ def test_a_step_in_micro_batches_equals_the_padded_step(batch, max_tokens):
 
 
 def test_cut_by_length():
-    lengths = np.array([3, 10, 5, 5, 1, 10, 40])
-    cuts = cut_by_length(lengths, 20)
-    assert sorted(np.concatenate(cuts)) == list(range(7))
-    assert [lengths[cut].tolist() for cut in cuts] == [[40], [10, 10], [5, 5, 3, 1]]
-    for cut in cuts[1:]:
-        assert len(cut) * lengths[cut].max() <= 20
+    lengths = np.array([40, 10, 10, 8, 7, 6, 5, 5, 1])
+    assert [lengths[cut].tolist() for cut in cut_by_length(lengths, 20)] == [
+        [40],
+        [10, 10],
+        [8, 7, 6][:2],
+        [6, 5, 5],
+        [1],
+    ]
+    assert [lengths[cut].tolist() for cut in cut_by_length(lengths, 1000)] == [[40], [10, 10, 8], [7, 6], [5, 5], [1]]
+    packed = cut_by_length(lengths, 20, padded=False)
+    assert [lengths[cut].tolist() for cut in packed] == [[40], [10, 10], [8, 7], [6, 5, 5, 1]]
 
 
 def test_schedule_equals_transformers():
@@ -100,14 +109,23 @@ def test_weight_decay_spares_biases_and_layer_norms(batch):
 class Recorder:
     """A run folder that only remembers."""
 
+    state, states = None, States(Path("nowhere"))
+
     def __init__(self):
-        self.rows, self.saved = [], []
+        self.rows, self.saved, self.state_steps = [], [], []
 
     def log(self, **row):
         self.rows.append(row)
 
     def save_best(self, encoder, metrics):
         self.saved.append(metrics)
+        self.best = {name: value.clone() for name, value in encoder.state_dict().items()}
+
+    def save_state(self, step, state):
+        self.state_steps.append(step)
+
+    def restore_best(self, encoder):
+        encoder.load_state_dict(self.best)
 
 
 SETTINGS = {
@@ -116,6 +134,7 @@ SETTINGS = {
     "warmup_ratio": 0.25,
     "weight_decay": 0.01,
     "eval_steps": 3,
+    "save_steps": 2,
     "select_by": "cosine_spearman",
     "seed": 1,
     "micro_batch_tokens": 200,
@@ -131,7 +150,9 @@ def test_the_loop_equals_a_textbook_loop(tiny_bert, batch):
     _, sentences, tokens, examples = batch
     ours, slow = (load_encoder(tiny_bert, dropout=0.0, training=True) for _ in range(2))
     objective = functools.partial(simcse, temperature=0.05)
-    run_training(ours, tokens, examples, objective, lambda e: metrics_of(0.0), Recorder(), epochs=2, **SETTINGS)
+    scores = itertools.count()  # better every time, so that the last weights are the best
+    evaluate = lambda e: metrics_of(next(scores))  # noqa: E731
+    run_training(ours, tokens, examples, objective, evaluate, Recorder(), epochs=2, **SETTINGS)
 
     slow.train()
     optimizer = torch.optim.AdamW(parameter_groups(slow, 0.01), lr=0.0)
@@ -162,17 +183,20 @@ def test_evaluations_and_the_best(tiny_bert, batch):
     run = Recorder()
     objective = functools.partial(simcse, temperature=0.05)
     evaluate = lambda encoder: metrics_of(next(scores))  # noqa: E731
-    best = run_training(encoder, tokens, examples, objective, evaluate, run, epochs=2, **SETTINGS)
+    best, progress = run_training(encoder, tokens, examples, objective, evaluate, run, epochs=2, **SETTINGS)
     assert [row["step"] for row in run.rows if "avg" in row] == [0, 3, 6, 8]
     assert [metrics["step"] for metrics in run.saved] == [0, 3]
     assert (best["step"], best["cosine_spearman"]) == (3, 30.0)
+    assert run.state_steps == [2, 4, 6, 8] and progress.examples == 32
+    kept = encoder.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in run.best.items())
 
 
 def test_a_loss_that_is_not_a_number_stops(tiny_bert, batch):
     _, _, tokens, examples = batch
     encoder = load_encoder(tiny_bert, training=True)
     objective = lambda encode, rows: encode(rows[:, 0]).sum() * math.nan  # noqa: E731
-    with pytest.raises(RunError, match="the loss is nan at step 4"):
+    with pytest.raises(RunError, match="the loss is nan at step 1; .* no state had been saved"):
         run_training(encoder, tokens, examples, objective, lambda e: metrics_of(1.0), Recorder(), epochs=1, **SETTINGS)
 
 
@@ -189,7 +213,7 @@ def test_a_run_leaves_everything(train_flags, tmp_path, capsys):
     train.main(train_flags)
     run = tmp_path / "run"
     assert {file.name for file in run.iterdir()} == {
-        *("model", "nli_checkpoint.pt", "train_config.json", "dev_metrics.json", "log.csv")
+        *("model", "state", "nli_checkpoint.pt", "train_config.json", "dev_metrics.json", "log.csv")
     }
     with (run / "log.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

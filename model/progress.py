@@ -1,0 +1,98 @@
+"""What a training shows while it runs: a bar, and what goes into the log's rows."""
+
+import math
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from data.errors import RunError
+from model import distributed
+from model.metrics import CORRELATIONS
+
+LOG_STEPS = 10  # how often the losses are fetched from the device, shown and logged
+LOG_COLUMNS = ["step", "epoch", "loss", "lr", "examples_per_second", "avg", *CORRELATIONS]
+
+
+class Progress:
+    """The bar, and the window of steps since the last row of the log. A context: the bar ends with it.
+
+    Args:
+        run: the RunFolder, whose states an error message names.
+        first_step, total_steps: what is to be done; those before were done by the run that is resumed.
+        batch_size, epoch_size: examples in a step and in an epoch.
+        seconds: of training so far, evaluations and saving not counted.
+
+    Attributes:
+        seconds: the same, up to the last closed window.
+        examples: examples that those seconds were spent on, in this process's life.
+    """
+
+    def __init__(self, run, first_step, total_steps, batch_size, epoch_size, seconds):
+        def examples(steps):
+            epochs, rest = divmod(steps, math.ceil(epoch_size / batch_size))
+            return epochs * epoch_size + rest * batch_size
+
+        self.run = run
+        self.seconds = self.seconds_before = seconds
+        self.examples = 0
+        hidden = None if distributed.rank() == 0 else True  # None: where stderr is no terminal
+        self.bar = tqdm(
+            total=examples(total_steps), initial=examples(first_step - 1), desc="train", unit="triplet", disable=hidden
+        )
+        self.open_window()
+
+    def __enter__(self):
+        self.open_window()
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def open_window(self):
+        self.losses, self.window_examples, self.since = [], 0, time.perf_counter()
+
+    def step(self, step, loss, lr, examples, best_score):
+        """Note one step; its loss stays on the device, because fetching it would wait for the GPU."""
+        self.losses.append(loss)
+        self.window_examples += examples
+        self.last_step, self.lr, self.best_score = step, lr, best_score
+        self.bar.update(examples)
+
+    def close_window(self):
+        """The window's part of a row of the log.
+
+        Raises:
+            RunError: a loss is infinite or not a number; names its step.
+        """
+        losses = torch.stack(self.losses).tolist()  # waits for the device
+        seconds = time.perf_counter() - self.since
+        for step, loss in zip(range(self.last_step - len(losses) + 1, self.last_step + 1), losses):
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the loss is {loss} at step {step}; try a smaller --lr, more --warmup_ratio or --max_grad_norm 1; "
+                    f"{self.run.states.last_words()}"
+                )
+        self.seconds += seconds
+        self.examples += self.window_examples
+        mean = math.fsum(losses) / len(losses)
+        self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score:.2f}")
+        return {"loss": mean, "lr": self.lr, "examples_per_second": self.window_examples / seconds}
+
+    @property
+    def rate(self):
+        """Examples a second since this process began, evaluations and saving not counted."""
+        return self.examples / max(self.seconds - self.seconds_before, 1e-9)
+
+
+def peak_memory(device):
+    """(megabytes at most so far, of what) of the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20, "GPU memory"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan, "memory"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, "memory"
