@@ -2,7 +2,7 @@
 
     python train.py --train_data KorNLI/{snli_1.0,multinli}*.tsv --valid_data KorSTS/sts-dev.tsv
     python train.py --model mini --train_data data/sample/train_nli.tsv --valid_data data/sample/valid_sts.tsv
-    torchrun --nproc_per_node 8 train.py ...      # the same step on 8 GPUs (or processes of a CPU)
+    torchrun --standalone --nproc_per_node 8 train.py ...      # the same step on 8 GPUs (or processes of a CPU)
     python train.py ... --resume                  # after a crash, a kill, a power cut
 
 The defaults are KoSimCSE-BERT's reference setting. Everything goes into --output_dir; see README.md.

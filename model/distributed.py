@@ -28,12 +28,13 @@ def processes(device):
     Yields:
         The device of this process: under torchrun, `cuda` is the GPU of its local rank.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    alone = "WORLD_SIZE" not in os.environ or dist.is_initialized()
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0 if alone else int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if alone:
         yield device
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     with _lost_peers_named():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     yield device
@@ -120,6 +121,7 @@ def largest(number):
     return tensor.item()
 
 
+@torch.no_grad()
 def broadcast(tensors):
     """Overwrite these tensors with process 0's."""
     if world_size() > 1:

@@ -46,8 +46,8 @@ class Interruption:
 
     def error(self, step, run):
         number = self.anywhere()
-        launch = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
-        command = launch if distributed.world_size() > 1 else ["python"]
+        several = ["torchrun", "--standalone", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "")]
+        command = several if distributed.world_size() > 1 else ["python"]
         resume = [] if "--resume" in sys.argv else ["--resume"]
         return Interrupted(
             f"stopped by {signal.Signals(number).name} after step {step}, its state saved in {run.path}; go on with: "

@@ -93,7 +93,7 @@ class RunFolder:
         path = self.path / LOG_FILE
         try:
             with path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.log_columns).writerow(row)
+                csv.DictWriter(file, self.log_columns, lineterminator="\n").writerow(row)
         except OSError as error:  # a full disk names no file
             raise OSError(error.errno, error.strerror, str(path)) from None
         if self.board:

@@ -141,8 +141,9 @@ def train(
 
 def training_state(step, done, best, progress, encoder, optimizer, schedule):
     """All that `restore` needs to go on as if nothing had happened."""
-    cuda = encoder.device.type == "cuda"
-    random = {"cpu": torch.get_rng_state(), **({"cuda": torch.cuda.get_rng_state()} if cuda else {})}
+    random = {"cpu": torch.get_rng_state()}
+    if encoder.device.type != "cpu":
+        random["device"] = torch.get_device_module(encoder.device).get_rng_state()
     return {
         "step": step,
         "done": done,
@@ -162,8 +163,8 @@ def restore(state, encoder, optimizer, schedule):
     schedule.load_state_dict(state["schedule"])
     random = state["random"][distributed.rank()]
     torch.set_rng_state(random["cpu"])
-    if "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"])
+    if "device" in random:
+        torch.get_device_module(encoder.device).set_rng_state(random["device"])
     return state["step"] + 1, state["done"], state["best"], state["seconds"]
 
 

@@ -265,14 +265,37 @@ def test_data_benchmark(capsys):
     assert 100 < int(ours) < 250 and "pandas + datasets.map / ours" in out
 
 
-@pytest.mark.parametrize("side", ["ours", "reference"])
-def test_benchmark(side, capsys):
+@pytest.mark.parametrize("side", ["ours", "reference", "sentence-transformers"])
+def test_throughput_benchmark(side, capsys):
     from benchmarks import train_throughput
 
-    flags = ["--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "4", "--steps", "1", "--side", side]
-    train_throughput.main(flags)
-    result = json.loads(capsys.readouterr().out)
-    assert result["rate"] > 0 and result["loss"] > 0
+    flags = ["--train_data", str(SAMPLE / "train_nli.tsv"), "--models", "mini:4", "--steps", "1", "--device", "cpu"]
+    train_throughput.main([*flags, "--side", side, "--precision", "fp32"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["rate"] > 0 and result["flops"] > 0
+    assert side == "sentence-transformers" or 0 < result["loss"] < 10
+
+
+def test_useful_flops_against_a_count_by_hand():
+    """Two layers of 4 x 8, sentences of 3 and 1 tokens."""
+    from types import SimpleNamespace
+
+    from benchmarks.train_throughput import useful_flops
+
+    matrices = 4 * (4 * 4) + 2 * (4 * 8)  # weights of a layer
+    first = 4 * 2 * matrices + 2 * 2 * (3 * 3 + 1 * 1) * 4
+    last = 4 * 2 * (2 * 4 * 4) + 2 * 2 * (matrices - 2 * 4 * 4) + 2 * 2 * (3 + 1) * 4
+    config = SimpleNamespace(hidden_size=4, intermediate_size=8, num_hidden_layers=2)
+    assert useful_flops(config, np.array([3.0, 1.0])) == 3 * (first + last)
+
+
+def test_memory_benchmark(capsys):
+    from benchmarks import memory
+
+    argv = ["--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_sizes", "4", "--device", "cpu"]
+    memory.main(argv)
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert row[0] == "4" and float(row[1].replace(",", "")) > 100 and float(row[4]) > 0
 
 
 def test_output_dir_is_a_file(fails, tmp_path, tiny_bert):

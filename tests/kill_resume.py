@@ -1,0 +1,149 @@
+"""Kill trainings with SIGKILL at random moments, resume them until they end, and compare with one left alone.
+
+    python -m tests.kill_resume --kills 200 --seed 1
+
+The weights, the optimiser's state, the best checkpoint and the losses in the log must be the same to the bit: exit
+code 0 if they are. Every training is forked from this process, which has everything imported: a start costs little.
+"""
+
+import argparse
+import csv
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
+
+import torch
+from transformers import AutoConfig, BertModel
+
+import train
+from data.tokenize import load_tokenizer
+from model.checkpoint import CHECKPOINT_FILE, MINI
+from model.run_folder import LOG_FILE, STATES_FOLDER
+from model.states import States
+from tests.conftest import SAMPLE
+
+STEPS = 24
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        os.environ["KOSIMCSE_CACHE"] = str(folder / "cache")
+        make_model(folder / "tiny")
+        began = time.monotonic()
+        finish(start(folder, "alone"))
+        duration = time.monotonic() - began
+        expected = what_is_left(folder / "alone")
+        draw, kills, runs, before_first = random.Random(args.seed), 0, 0, 0
+        while kills < args.kills:
+            runs += 1
+            run = f"run-{runs}"
+            while True:
+                child = start(folder, run)
+                time.sleep(draw.uniform(0, duration))
+                os.kill(child, signal.SIGKILL)  # a zombie, if it has ended meanwhile
+                _, status = os.waitpid(child, 0)
+                if not os.WIFSIGNALED(status):
+                    finish_status(folder, status)
+                    break
+                kills += 1
+                before_first += States(folder / run / STATES_FOLDER).newest() is None
+            assert_same(expected, what_is_left(folder / run), run)
+            shutil.rmtree(folder / run)
+    print(
+        f"{kills} kills, {before_first} of them before the first state, in {runs} runs of {STEPS} steps "
+        f"({duration:.1f} s when left alone); every final result equals the uninterrupted one's to the bit"
+    )
+
+
+def make_model(folder):
+    """A BERT of 2 layers x 32 with mini's vocabulary."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(
+        MINI, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
+    load_tokenizer(MINI).save_pretrained(folder)
+
+
+def start(folder, run):
+    """Fork a training; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        log = os.open(folder / f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        train.main(
+            [
+                *("--model", str(folder / "tiny"), "--train_data", str(SAMPLE / "train_nli.tsv"), "--pooling", "mean"),
+                *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--batch_size", "52", "--epochs", "3", "--lr", "1e-3"),
+                *("--eval_steps", "6", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
+            ]
+        )
+        code = 0
+    except SystemExit as exit:
+        code = exit.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def finish(child):
+    finish_status(None, os.waitpid(child, 0)[1])
+
+
+def finish_status(folder, status):
+    if os.waitstatus_to_exitcode(status) != 0:
+        logs = sorted(folder.glob("*.log")) if folder else []
+        sys.exit(f"a training failed: {logs[-1].read_text() if logs else status}")
+
+
+def what_is_left(run):
+    """Everything that must be equal: final state, best checkpoint, losses."""
+    states = States(run / STATES_FOLDER)
+    assert states.newest() == STEPS, f"{run}: the newest state is that of step {states.newest()}"
+    state = states.load(STEPS)
+    with (run / LOG_FILE).open(encoding="utf-8") as file:
+        losses = [(row["step"], row["loss"], row["lr"], row["avg"]) for row in csv.DictReader(file)]
+    best = torch.load(run / CHECKPOINT_FILE, weights_only=True)["model"]
+    return {
+        "losses": losses,
+        "best": best,
+        **{name: state[name] for name in ("encoder", "optimizer", "random", "best")},
+    }
+
+
+def assert_same(expected, found, where):
+    assert type(expected) is type(found), where
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, found), where
+    elif isinstance(expected, dict):
+        assert expected.keys() == found.keys(), where
+        for key in expected:
+            assert_same(expected[key], found[key], f"{where}, {key}")
+    elif isinstance(expected, list | tuple):
+        assert len(expected) == len(found), where
+        for i, (a, b) in enumerate(zip(expected, found)):
+            assert_same(a, b, f"{where}, {i}")
+    else:
+        assert expected == found, f"{where}: {expected} there, {found} here"
+
+
+if __name__ == "__main__":
+    main()

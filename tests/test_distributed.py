@@ -1,0 +1,227 @@
+"""Several processes: gloo on the CPU, forked from this one; and once by the real torchrun."""
+
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import traceback
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data.errors import RunError
+from data.nli import read_triplets
+from data.tokenize import tokenize
+from model import distributed
+from model.checkpoint import load_encoder
+from model.microbatch import encode_rows
+from model.objectives import simcse
+from tests.conftest import ROOT, SAMPLE
+
+
+def on_processes(world, function, seconds=60):
+    """Fork `world` processes, as torchrun would start them, that call function(rank); their exit codes.
+
+    An exception is exit code 1 with its traceback on stderr; one that runs longer than `seconds` is killed.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                os.environ.update({name: str(value) for name, value in environment.items()})
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                function(rank)
+                code = 0
+            except SystemExit as exit:
+                code = exit.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes, deadline = [None] * world, time.monotonic() + seconds
+    while None in codes and time.monotonic() < deadline:
+        for i, child in enumerate(children):
+            if codes[i] is None:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                codes[i] = os.waitstatus_to_exitcode(status) if ended else None
+        time.sleep(0.02)
+    for i, child in enumerate(children):
+        if codes[i] is None:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+    return codes
+
+
+@pytest.fixture(scope="module")
+def step(tiny_bert):
+    """A function (number of triplets, cache_gradients) -> loss and gradients of one step."""
+    sentences, examples = read_triplets([SAMPLE / "train_nli.tsv"])
+    encoder = load_encoder(tiny_bert, dropout=0.0, training=True).train()
+    for p in encoder.parameters():
+        if p.ndim == 2:
+            p.data *= 10  # fresh weights make all embeddings alike, and their differences rounding noise
+    tokens = tokenize(sentences, encoder.tokenizer, 50)
+
+    def loss_and_gradients(n, cache_gradients=False):
+        encoder.zero_grad()
+        encode = functools.partial(encode_rows, encoder, tokens, max_tokens=200, cache_gradients=cache_gradients)
+        loss = simcse(encode, examples[:n], 0.05)
+        loss.backward()
+        distributed.average_gradients(list(encoder.parameters()))
+        return loss.item(), {name: p.grad.clone() for name, p in encoder.named_parameters()}
+
+    return loss_and_gradients
+
+
+def difference(gradients, expected):
+    """The norm of the difference of all gradients, relative to theirs."""
+    flat, expected_flat = (torch.cat([g.flatten() for _, g in sorted(x.items())]) for x in (gradients, expected))
+    return ((flat - expected_flat).norm() / expected_flat.norm()).item()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("n", [32, 7, 1])
+def test_the_step_equals_that_of_one_process(step, world, n):
+    """32 triplets; 7, which is uneven; and one: with 3 sentences, of which each of 3 processes encodes one."""
+    expected_loss, expected = step(n)
+
+    def compare(rank):
+        with distributed.processes(torch.device("cpu")):
+            for cache_gradients in (False, True):
+                loss, gradients = step(n, cache_gradients)
+                assert abs(loss - expected_loss) < 1e-6
+                assert difference(gradients, expected) < 1e-6
+
+    assert on_processes(world, compare) == [0] * world
+
+
+def test_more_processes_than_sentences(step):
+    expected_loss, expected = step(1)
+
+    def compare(rank):
+        with distributed.processes(torch.device("cpu")):
+            loss, gradients = step(1)
+            assert abs(loss - expected_loss) < 1e-6
+            assert difference(gradients, expected) < 1e-6
+
+    assert on_processes(5, compare) == [0] * 5
+
+
+def test_encode_is_split_and_whole_again(tiny_bert, sample_sentences):
+    encoder = load_encoder(tiny_bert)
+    expected = encoder.encode(sample_sentences[:37])
+
+    def compare(rank):
+        encoded = []
+        encoder.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+        whole_pack = encoder.forward_packed
+        encoder.forward_packed = lambda *inputs: encoded.append(sum(n for n, _ in inputs[1])) or whole_pack(*inputs)
+        with distributed.processes(torch.device("cpu")):
+            embeddings = encoder.encode(sample_sentences[:37], split=True)
+        torch.testing.assert_close(embeddings, expected)
+        assert sum(encoded) == (13 if rank == 0 else 12)
+
+    assert on_processes(3, compare) == [0] * 3
+
+
+@pytest.fixture
+def train_flags(tiny_bert, tmp_path):
+    return [
+        *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "66"),
+        *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--epochs", "1", "--eval_steps", "3", "--lr", "1e-3"),
+        *("--pooling", "mean", "--dropout", "0", "--precision", "fp32"),
+    ]
+
+
+def test_a_whole_training_by_torchrun(train_flags, tmp_path):
+    """The README's command: the result of one process, one log, one line each; and it resumes."""
+    train.main([*train_flags, "--output_dir", str(tmp_path / "one")])
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
+    command += ["train.py", *train_flags, "--output_dir", str(tmp_path / "two")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("best: step") == result.stderr.count("step 3: dev") == 1
+    first, second = (load_encoder(tmp_path / name) for name in ("one", "two"))
+    start = load_encoder(train_flags[1], pooling="mean")
+    one, two, zero = (torch.cat([p.flatten() for p in encoder.parameters()]) for encoder in (first, second, start))
+    assert (one - two).norm() < 0.01 * (one - zero).norm()  # AdamW makes whole steps of rounding noise
+    assert len((tmp_path / "two" / "log.csv").read_text().splitlines()) == len(
+        (tmp_path / "one" / "log.csv").read_text().splitlines()
+    )
+    result = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stderr.count("going on after step 7") == 1, result.stderr
+
+
+def test_a_signal_to_one_process_stops_all_and_resumes(train_flags, tmp_path, monkeypatch):
+    import signal
+
+    from model.progress import Progress
+
+    def go(rank, *more):
+        torch.set_num_threads(1)
+        train.main([*train_flags, "--dropout", "0.1", "--output_dir", str(tmp_path / "run"), *more])
+
+    def stopped(rank):
+        original = Progress.step
+        Progress.step = lambda self, step, *args: (
+            original(self, step, *args),
+            step == 4 and rank == 1 and signal.raise_signal(signal.SIGTERM),
+        )
+        go(rank)
+
+    assert on_processes(2, stopped) == [143, 143]
+    assert [file.name for file in (tmp_path / "run" / "state").glob("*.pt")] == ["step-00000003.pt", "step-00000004.pt"]
+    assert on_processes(2, go) == [0, 0]  # without --resume: a run of its own, from the start
+    first = load_encoder(tmp_path / "run").state_dict()
+    (tmp_path / "run" / "previous-1").rename(tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "stopped").rename(tmp_path / "run")
+    assert on_processes(2, lambda rank: go(rank, "--resume")) == [0, 0]
+    resumed = load_encoder(tmp_path / "run").state_dict()
+    assert all(torch.equal(first[name], resumed[name]) for name in first)
+
+
+def test_a_failing_process_ends_the_others(train_flags, tmp_path, capfd):
+    def fail_on_one(rank):
+        import model.objectives
+
+        real, calls = model.objectives.contrastive_loss, []
+
+        def fail(*args):
+            calls.append(None)
+            if rank == 1 and len(calls) == 3:
+                raise RunError("the GPU of this process caught fire")
+            return real(*args)
+
+        model.objectives.contrastive_loss = fail
+        train.main([*train_flags, "--output_dir", str(tmp_path / "run")])
+
+    assert on_processes(2, fail_on_one) == [1, 1]
+    errors = capfd.readouterr().err
+    assert "caught fire" in errors and "process 0 cannot reach the others" in errors and "Traceback" not in errors
+
+
+def test_processes_with_other_data_are_refused(train_flags, tmp_path, capfd):
+    def other_seed(rank):
+        train.main([*train_flags, "--output_dir", str(tmp_path / "run"), "--seed", str(rank)])
+
+    assert on_processes(2, other_seed) == [1, 1]
+    assert "process 1 has other flags or data than process 0" in capfd.readouterr().err
+
+
+def test_one_process_gathers_for_nothing():
+    embeddings = torch.randn(3, 2)
+    assert distributed.gather(embeddings, 3) is embeddings
+    assert distributed.everyones("x") == ["x"] and distributed.largest(5) == 5
+    assert np.array_equal(distributed.share(np.arange(4)), np.arange(4))

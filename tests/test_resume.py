@@ -1,0 +1,310 @@
+"""Trainings that end early (killed, interrupted, no disk, no memory, no number) and what --resume makes of them."""
+
+import csv
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train
+from data.errors import RunError
+from model.checkpoint import load_encoder
+from model.progress import Progress
+from model.states import States
+from tests.conftest import ROOT, SAMPLE
+
+
+@pytest.fixture
+def train_flags(tiny_bert):
+    """16 steps; a state every second one."""
+    return [
+        *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "50"),
+        *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--epochs", "2", "--eval_steps", "4", "--save_steps", "2"),
+        *("--lr", "1e-3", "--pooling", "mean", "--keep_states", "3"),
+    ]
+
+
+@pytest.fixture
+def run(train_flags, tmp_path):
+    """Train into a folder of this name, with these flags besides; the folder."""
+
+    def train_into(name, *more):
+        train.main([*train_flags, "--output_dir", str(tmp_path / name), *more])
+        return tmp_path / name
+
+    return train_into
+
+
+def final(folder):
+    """The last step's state."""
+    states = States(folder / "state")
+    return states.load(states.newest())
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stop_at(step, monkeypatch, action):
+    """Call `action` when a training comes to this step."""
+    original = Progress.step
+
+    def noted(self, now, *args):
+        original(self, now, *args)
+        if now == step:
+            action()
+
+    monkeypatch.setattr(Progress, "step", noted)
+
+
+def test_killed_twenty_times():
+    """The real thing, in a process of its own: 200 kills are `python -m tests.kill_resume`."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.kill_resume", "--kills", "20"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[0]) >= 20
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_resumes_to_the_same_weights(run, monkeypatch, capsys, tmp_path, number, code):
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        stop_at(5, patch, lambda: signal.raise_signal(number))
+        with pytest.raises(SystemExit) as exit_info:
+            run("stopped")
+    assert exit_info.value.code == code
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped by {number.name} after step 5" in message and message.endswith("--resume")
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert States(tmp_path / "stopped" / "state").newest() == 5
+    stopped = run("stopped", "--resume")
+    assert "going on after step 5" in capsys.readouterr().err
+    assert_same_weights(final(whole)["encoder"], final(stopped)["encoder"])
+    assert_same_weights(load_encoder(whole).state_dict(), load_encoder(stopped).state_dict())
+    assert json.loads((whole / "dev_metrics.json").read_text()) == json.loads(
+        (stopped / "dev_metrics.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "no manifest", "bad manifest"])
+def test_a_damaged_state_is_noticed(run, monkeypatch, capsys, damage):
+    whole = run("whole")
+    expected = final(whole)["encoder"]
+    newest = whole / "state" / "step-00000016.pt"
+    manifest = newest.with_suffix(".json")
+    content = bytearray(newest.read_bytes())
+    if damage == "torn":
+        newest.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text("{")
+    run("whole", "--resume")
+    messages = capsys.readouterr().err
+    assert "going on after step 14" in messages
+    assert (f"{newest}: this state is damaged" in messages) == (damage != "no manifest")
+    assert_same_weights(expected, final(whole)["encoder"])
+
+
+def test_no_good_state_starts_anew_and_overwrites_nothing(run, capsys):
+    folder = run("run")
+    for state in (folder / "state").glob("*.pt"):
+        state.write_bytes(b"")
+    run("run", "--resume", "--seed", "2")
+    assert "starting: no state to resume" in capsys.readouterr().err
+    assert len(list((folder / "previous-1" / "state").glob("*.pt"))) == 3
+
+
+def test_a_finished_run_is_left_as_it_is(run, capsys):
+    folder = run("run")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    run("run", "--resume")
+    assert "going on after step 16" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_other_settings_are_refused(run, capsys, tmp_path):
+    folder = run("run", "--max_steps", "4", "--precision", "fp32")
+    log = (folder / "log.csv").read_text()
+    other = tmp_path / "other.tsv"
+    other.write_text("가나다\t라마바\t사아자\n" * 400, encoding="utf-8")
+    for more, named in {
+        ("--lr", "2e-3"): "--lr (then 0.001, now 0.002)",
+        ("--compile",): "--compile (then False, now True)",
+        ("--precision", "bf16"): "--precision (then fp32, now bf16)",
+        ("--micro_batch_tokens", "100"): "--micro_batch_tokens (then 8192, now 100)",
+        ("--train_data", str(other)): "--train_data's content",
+    }.items():
+        with pytest.raises(SystemExit) as exit_info:
+            run("run", "--max_steps", "4", "--precision", "fp32", "--resume", *more)
+        assert exit_info.value.code == 2
+        assert named in capsys.readouterr().err
+    assert (folder / "log.csv").read_text() == log and not (folder / "previous-1").exists()
+
+
+def test_flags_that_change_nothing_may_change(run, monkeypatch):
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        stop_at(7, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("stopped")
+    stopped = run("stopped", "--resume", "--cache_gradients", "--save_steps", "5", "--keep_states", "1")
+    assert [file.name for file in (stopped / "state").glob("*.pt")] == ["step-00000016.pt"]
+    assert_same_weights(final(whole)["encoder"], final(stopped)["encoder"])
+
+
+def test_the_log_goes_on(run, monkeypatch):
+    """Rows after the state that is resumed are written again, none twice."""
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        stop_at(13, patch, lambda: (_ for _ in ()).throw(RuntimeError("power cut")))
+        with pytest.raises(RuntimeError, match="power cut"):
+            run("stopped")
+    with (run("stopped", "--resume") / "log.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    with (whole / "log.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == steps
+
+
+def test_a_full_disk_leaves_the_last_good_state(run, monkeypatch, capsys, tmp_path):
+    """A limit on the size of files, set at step 5, is what a full disk is to the state of step 6."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            stop_at(5, patch, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard)))
+            with pytest.raises(SystemExit) as exit_info:
+                run("run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "step-00000006.pt: the state could not be written" in message and "that of step 4" in message
+    assert States(tmp_path / "run" / "state").newest() == 4
+    assert_same_weights(final(run("whole"))["encoder"], final(run("run", "--resume"))["encoder"])
+
+
+def test_not_a_number_never_reaches_the_disk(run, monkeypatch, capsys, tmp_path):
+    import model.objectives
+
+    real, calls = model.objectives.contrastive_loss, []
+
+    def bad_from_step_6(*args):
+        calls.append(None)
+        return real(*args) * (torch.nan if len(calls) >= 6 else 1)
+
+    monkeypatch.setattr("model.objectives.contrastive_loss", bad_from_step_6)
+    with pytest.raises(SystemExit) as exit_info:
+        run("run")
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss is nan at step 6" in message and "the last good state is that of step 4" in message
+    assert all(value.isfinite().all() for value in load_encoder(tmp_path / "run").state_dict().values())
+    assert all(value.isfinite().all() for value in final(tmp_path / "run")["encoder"].values())
+
+
+def test_weights_that_are_not_numbers_never_reach_the_disk(run, monkeypatch, tmp_path):
+    """A finite loss with an infinite gradient: the weights are spoilt before a loss shows it."""
+
+    def spoil(parameters, step, *args):
+        if step == 6:
+            parameters[0].data[0] = torch.inf
+        real(parameters, step, *args)
+
+    from model import trainer
+
+    real = trainer.require_finite
+    monkeypatch.setattr("model.trainer.require_finite", spoil)
+    with pytest.raises(SystemExit):
+        run("run")
+    assert States(tmp_path / "run" / "state").newest() == 4
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_out_of_memory_is_a_sentence(run, monkeypatch, capsys, error):
+    stop_at(3, monkeypatch, lambda: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit) as exit_info:
+        run("run")
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "--micro_batch_tokens" in message and "--cache_gradients" in message and "that of step 2" in message
+
+
+def test_patience_and_max_steps(run, monkeypatch):
+    from model.metrics import CORRELATIONS
+
+    scores = iter([10.0, 30.0, 20.0, 30.0, 25.0])
+
+    def evaluate(*args):
+        return {"avg": 0.0, **dict.fromkeys(CORRELATIONS, 0.0), "cosine_spearman": next(scores)}
+
+    monkeypatch.setattr("train.evaluate_sts", evaluate)
+    folder = run("run", "--max_steps", "30", "--patience", "2")
+    assert final(folder)["step"] == 12 and final(folder)["best"]["step"] == 4
+    run("run", "--max_steps", "30", "--patience", "2", "--resume")  # stopped early is finished
+    assert final(folder)["step"] == 12
+    monkeypatch.undo()
+    longer = run("longer", "--max_steps", "19")
+    assert final(longer)["step"] == 19 and final(longer)["schedule"]["last_epoch"] == 19
+    with (longer / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1]["epoch"] == "3" and float(rows[-1]["lr"]) == pytest.approx(1e-3 / 18)
+
+
+def test_max_grad_norm(run):
+    """Adam hardly sees the scale of gradients, but its second moments do."""
+    clipped, free = (
+        final(run(name, "--max_steps", "1", *more)) for name, *more in (("a", "--max_grad_norm", "1e-3"), ("b",))
+    )
+    norms = [
+        sum(state["exp_avg_sq"].sum() for state in result["optimizer"]["state"].values()).sqrt().item()
+        for result in (clipped, free)
+    ]
+    assert norms[0] == pytest.approx(1e-3 * 0.001**0.5, rel=1e-3) and norms[1] > 10 * norms[0]
+
+
+def test_states_save_refuses_nothing_it_cannot_read_again(tmp_path):
+    states = States(tmp_path / "state", keep=1)
+    states.save(3, {"tensor": torch.arange(3), "text": "가", "nested": [{"x": 1.5}]})
+    assert states.newest() == 3 and states.load(3)["nested"] == [{"x": 1.5}]
+    (tmp_path / "state" / ".step-00000009.pt.12.partial").write_bytes(b"half")
+    states.save(5, {})
+    assert sorted(file.name for file in (tmp_path / "state").iterdir()) == ["step-00000005.json", "step-00000005.pt"]
+    (tmp_path / "state").chmod(0o500)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="could not be written"):
+        States(tmp_path / "file").save(1, {})
+
+
+def test_tensorboard_and_plots(run, fails, monkeypatch, tmp_path, capsys):
+    import model.plots
+
+    folder = run("run", "--tensorboard")
+    assert list((folder / "tensorboard").glob("events.out.*"))
+    other = run("other", "--seed", "2")
+    model.plots.main([str(folder), str(other), "--output", str(tmp_path / "runs.png")])
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+    assert "not a run folder" in fails(model.plots.main, [tmp_path])
+    assert "ends in .png" in fails(model.plots.main, [folder, "--output", "runs.pdf"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as exit_info:
+        run("no", "--tensorboard")
+    assert exit_info.value.code == 2 and "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_the_last_line_and_a_quiet_log(run, capsys):
+    run("run", "--device", "cpu", "--precision", "fp32")
+    lines = capsys.readouterr().err.splitlines()
+    assert "cpu in fp32" in lines[0]
+    assert [line.split(":")[0] for line in lines[1:]] == ["step 0", "step 4", "step 8", "step 12", "step 16", "best"]
+    assert all(words in lines[-1] for words in ("dev cosine_spearman", "s of training", "triplets/s", "peak memory"))
