@@ -2,7 +2,7 @@
 
 import functools
 import os
-import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +21,8 @@ from model import distributed
 from model.checkpoint import load_encoder
 from model.microbatch import encode_rows
 from model.objectives import simcse
+from model.progress import Progress
+from model.states import States
 from tests.conftest import ROOT, SAMPLE
 
 
@@ -163,33 +165,29 @@ def test_a_whole_training_by_torchrun(train_flags, tmp_path):
     assert result.returncode == 0 and result.stderr.count("going on after step 7") == 1, result.stderr
 
 
-def test_a_signal_to_one_process_stops_all_and_resumes(train_flags, tmp_path, monkeypatch):
-    import signal
+def test_a_signal_to_one_process_stops_all_and_resumes(train_flags, tmp_path):
+    """With dropout, whose random state is each process's own."""
 
-    from model.progress import Progress
+    def go(name, *more):
+        train.main([*train_flags, "--dropout", "0.1", "--output_dir", str(tmp_path / name), *more])
 
-    def go(rank, *more):
-        torch.set_num_threads(1)
-        train.main([*train_flags, "--dropout", "0.1", "--output_dir", str(tmp_path / "run"), *more])
-
-    def stopped(rank):
+    def stop_after_step_4(rank):
         original = Progress.step
-        Progress.step = lambda self, step, *args: (
-            original(self, step, *args),
-            step == 4 and rank == 1 and signal.raise_signal(signal.SIGTERM),
-        )
-        go(rank)
 
-    assert on_processes(2, stopped) == [143, 143]
-    assert [file.name for file in (tmp_path / "run" / "state").glob("*.pt")] == ["step-00000003.pt", "step-00000004.pt"]
-    assert on_processes(2, go) == [0, 0]  # without --resume: a run of its own, from the start
-    first = load_encoder(tmp_path / "run").state_dict()
-    (tmp_path / "run" / "previous-1").rename(tmp_path / "stopped")
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "stopped").rename(tmp_path / "run")
-    assert on_processes(2, lambda rank: go(rank, "--resume")) == [0, 0]
-    resumed = load_encoder(tmp_path / "run").state_dict()
-    assert all(torch.equal(first[name], resumed[name]) for name in first)
+        def step(self, now, *args):
+            original(self, now, *args)
+            if now == 4 and rank == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+        Progress.step = step
+        go("stopped")
+
+    assert on_processes(2, lambda rank: go("whole")) == [0, 0]
+    assert on_processes(2, stop_after_step_4) == [143, 143]
+    assert States(tmp_path / "stopped" / "state").newest() == 4
+    assert on_processes(2, lambda rank: go("stopped", "--resume")) == [0, 0]
+    whole, stopped = (load_encoder(tmp_path / name).state_dict() for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
 def test_a_failing_process_ends_the_others(train_flags, tmp_path, capfd):

@@ -1,10 +1,11 @@
 """SentenceEncoder: poolings on a real backbone, encode, and the README's demo."""
 
+import copy
 import unicodedata
 
 import pytest
 import torch
-from transformers import BertModel, ElectraConfig, ElectraModel, RobertaConfig
+from transformers import AutoModel, BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig
 
 from data.dataloader import convert_to_tensor, example_model_setting
 from data.errors import UserError
@@ -123,3 +124,34 @@ def test_example_model_setting(tiny_bert, sample_sentences):
     embeddings = model.encode(inputs, device)
     assert embeddings.shape == (4, 32) and not model.training
     torch.testing.assert_close(embeddings, load_encoder(tiny_bert).encode(sample_sentences[:4]))
+
+
+FAMILIES = {
+    "bert": (BertConfig, {}),
+    "roberta": (RobertaConfig, {"pad_token_id": 1, "max_position_embeddings": 66}),
+    "electra": (ElectraConfig, {"embedding_size": 16}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", ["cls", "mean", "mean_top2"])
+def test_packed_equals_padded_in_every_family(family, pooling, tiny_bert, sample_sentences):
+    """Sentences through `encode`, without padding, against transformers' own padded forward pass."""
+    make, more = FAMILIES[family]
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    backbone = AutoModel.from_config(
+        make(vocab_size=3000, **small, **{"pad_token_id": 1, "max_position_embeddings": 64, **more})
+    ).eval()
+    plain = copy.deepcopy(backbone)
+    encoder = SentenceEncoder(backbone, load_encoder(tiny_bert).tokenizer, pooling, 30).eval()
+    assert encoder.packs
+    inputs = encoder.tokenize(sample_sentences[:20])
+    with torch.no_grad():
+        states = plain(**inputs, output_hidden_states=True).hidden_states
+    mask = inputs["attention_mask"][..., None]
+    mean = lambda states: (states * mask).sum(1) / mask.sum(1)  # noqa: E731
+    expected = {"cls": states[-1][:, 0], "mean": mean(states[-1]), "mean_top2": mean(states[-1] + states[-2]) / 2}
+    torch.testing.assert_close(encoder.encode(sample_sentences[:20]), expected[pooling], atol=1e-5, rtol=1e-4)
+    with torch.no_grad():  # the backbone itself still is what transformers made
+        torch.testing.assert_close(encoder.bert(**inputs).last_hidden_state, states[-1], atol=1e-5, rtol=1e-4)

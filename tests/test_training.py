@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from transformers import BertModel
 
 import train
 from data.errors import RunError
@@ -20,10 +22,12 @@ from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS
 from model.microbatch import cut_by_length, encode_rows
 from model.objectives import simcse
+from model.pooling import POOLINGS, token_states
 from model.progress import LOG_COLUMNS
 from model.states import States
 from model.trainer import linear_schedule, parameter_groups
 from model.trainer import train as run_training
+from model.utils import autocast, resolve_precision
 from tests.conftest import ROOT, SAMPLE
 
 
@@ -42,26 +46,120 @@ def gradients(encoder, loss):
     return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("max_tokens", [1, 60, 400, 100_000])
-def test_a_step_in_micro_batches_equals_the_padded_step(batch, max_tokens):
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("max_tokens, packed", [(1, True), (400, True), (100_000, True), (60, False), (100_000, False)])
+def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_tokens, packed, pooling):
     """The reference procedure: three passes over premises, entailments and contradictions, padded to 50."""
-    encoder, sentences, tokens, examples = batch
+    _, sentences, tokens, examples = batch
+    encoder = load_encoder(tiny_bert, pooling, dropout=0.0, training=True)
+    encoder._packable = packed
     encode = functools.partial(encode_rows, encoder, tokens, max_tokens=max_tokens)
     loss = simcse(encode, examples, temperature=0.05)
     ours = gradients(encoder, loss)
 
+    bert = BertModel.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
     def padded(column):
         texts = [sentences[i] for i in examples[:, column]]
-        return encoder(
-            **encoder.tokenizer(texts, padding="max_length", truncation=True, max_length=50, return_tensors="pt")
-        )
+        inputs = encoder.tokenizer(texts, padding="max_length", truncation=True, max_length=50, return_tensors="pt")
+        outputs = bert(**inputs, output_hidden_states=True)
+        states = token_states(outputs, pooling)
+        if pooling == "pooler":
+            return outputs.pooler_output
+        if pooling == "cls":
+            return states[:, 0]
+        mask = inputs["attention_mask"][..., None]
+        return (states * mask).sum(1) / mask.sum(1)
 
     expected_loss = contrastive_loss(padded(0), padded(1), padded(2), 0.05)
-    expected = gradients(encoder, expected_loss)
+    expected = gradients(bert, expected_loss)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
-    assert set(ours) == set(expected)
+    assert set(ours) == {f"bert.{name}" for name in expected}
     for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(ours[f"bert.{name}"], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_the_last_layer_computes_first_tokens_alone(tiny_bert, batch):
+    """What [CLS] pooling does not look at is not computed; it would be, were nothing skipped."""
+    _, _, tokens, examples = batch
+    seen = {}
+    for pooling in ("cls", "mean"):
+        encoder = load_encoder(tiny_bert, pooling, training=True)
+        encoder.bert.encoder.layer[-1].intermediate.register_forward_hook(
+            lambda module, inputs, output, pooling=pooling: seen.__setitem__(pooling, output.shape[:-1].numel())
+        )
+        encode_rows(encoder, tokens, examples[:, 0], max_tokens=10_000)
+    assert seen == {"cls": 16, "mean": tokens.lengths[examples[:, 0]].sum()}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, packed, precision):
+    _, _, tokens, examples = batch
+    encoder = load_encoder(tiny_bert, dropout=0.3, training=True).train()
+    encoder._packable = packed
+    found = []
+    for cache_gradients in (False, True):
+        torch.manual_seed(3)
+
+        def encode(rows, cache_gradients=cache_gradients):
+            with autocast(precision, torch.device("cpu")):
+                return encode_rows(encoder, tokens, rows, 100, cache_gradients)
+
+        found.append(gradients(encoder, simcse(encode, examples, 0.05)))
+        after = torch.get_rng_state()
+        found.append({"the next random numbers": after})
+    for plain, cached in zip(found[:2], found[2:]):
+        assert all(torch.equal(plain[name], cached[name]) for name in plain)
+    torch.manual_seed(4)
+    encode = functools.partial(encode_rows, encoder, tokens, max_tokens=100)
+    other = gradients(encoder, simcse(encode, examples, 0.05))
+    assert not all(torch.equal(found[0][name], other[name]) for name in other)  # dropout was on
+
+
+def test_bf16_is_near_fp32_and_keeps_weights_and_loss(batch):
+    encoder, _, tokens, examples = batch
+
+    def step(precision):
+        def encode(rows):
+            with autocast(precision, torch.device("cpu")):
+                embeddings = encode_rows(encoder, tokens, rows, 400)
+            assert embeddings.dtype == torch.float32
+            return embeddings
+
+        loss = simcse(encode, examples, 0.05)
+        return loss, torch.cat([g.flatten() for g in gradients(encoder, loss).values()])
+
+    (loss, gradient), (loss16, gradient16) = step("fp32"), step("bf16")
+    assert loss16.dtype == gradient16.dtype == torch.float32 and not torch.equal(gradient16, gradient)
+    assert loss16.item() == pytest.approx(loss.item(), rel=0.05)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+def test_precision(monkeypatch):
+    cpu = torch.device("cpu")
+    for capabilities, expected in (({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert resolve_precision("auto", cpu) == expected
+    assert resolve_precision("bf16", cpu) == "bf16" and resolve_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_compile(tiny_bert, batch):
+    """One compilation serves sentences of every length; the step is the eager one's."""
+    _, _, tokens, examples = batch
+    counter = CompileCounter()
+    encoder = load_encoder(tiny_bert, dropout=0.0, training=True).train()
+    encode = functools.partial(encode_rows, encoder, tokens, max_tokens=200)
+    expected = gradients(encoder, simcse(encode, examples, 0.05))
+    encoder.compile(dynamic=True, backend=counter)
+    assert not encoder.packs
+    found = gradients(encoder, simcse(encode, examples, 0.05))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
+    compilations = counter.frame_count
+    for start in range(0, 12, 3):  # other numbers of sentences, other lengths
+        simcse(encode, examples[start : start + 4], 0.05)
+    assert counter.frame_count <= compilations + 1 and compilations > 0
 
 
 def test_cut_by_length():
