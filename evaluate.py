@@ -5,7 +5,6 @@ python evaluate.py --model output skt/kobert-base-v1 --test_data sts-dev.tsv sts
 """
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -40,6 +39,7 @@ def parse_flags(argv):
     add("--tokenizer", help="file, folder or hub id, where a model comes without one")
     add("--pooling", choices=POOLINGS, help="default: saved with the model, else pooler")
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
+    add("--dim", type=flags.positive_int, help="cut embeddings at so many numbers, as --matryoshka trains them")
     add("--batch_size", type=flags.positive_int, default=64, help="sentences in a forward pass")
     flags.add_table_flags(parser)
     add(
@@ -68,9 +68,13 @@ def main(argv=None):
         check_json_path(Path(args.json), args.test_data)
     results = []
     for name in args.model:
-        encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer).to(args.device)
+        dims = args.dim and [args.dim]
+        encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer, dims=dims).to(args.device)
+
+        def encode(sentences, encoder=encoder):
+            return encoder.encode(sentences, batch_size=args.batch_size)[:, : args.dim]
+
         for file, pairs in test_sets:
-            encode = functools.partial(encoder.encode, batch_size=args.batch_size)
             scores = evaluate_sts(encode, [*pairs.sentences1, *pairs.sentences2], pairs.scores)
             if not results:
                 print_header(len(test_sets) > 1)

@@ -1,4 +1,4 @@
-"""Train a Korean sentence encoder by supervised SimCSE on NLI triplets.
+"""Train a Korean sentence encoder: by supervised SimCSE on NLI triplets, or by other objectives and mixes of them.
 
     python train.py --train_data KorNLI/{snli_1.0,multinli}*.tsv --valid_data KorSTS/sts-dev.tsv
     python train.py --model mini --train_data data/sample/train_nli.tsv --valid_data data/sample/valid_sts.tsv
@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import platform
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,23 +25,25 @@ from data.download import KORNLI_TRAIN, KORSTS_DEV, default_files
 from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
 from data.files import require_files
-from data.nli import PAIRINGS, read_triplets
+from data.nli import PAIRINGS
 from data.sts import read_sts
+from data.tasks import KINDS, read_examples
 from data.tokenize import cached_tokens
 from model import distributed
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts
-from model.objectives import simcse
+from model.microbatch import Encode
+from model.objectives import OBJECTIVES, make_objective
 from model.pooling import POOLINGS
 from model.progress import LOG_COLUMNS, peak_memory
 from model.run_folder import RunFolder, check_run_folder
-from model.trainer import train
+from model.trainer import MIXES, Task, train
 from model.utils import default_device, resolve_precision
 
-SELECTABLE = ("avg", *CORRELATIONS)
-# flags that leave the result as it is (data counts by its content, device and precision by what they come to)
+SELECTABLE = ("avg", *CORRELATIONS, "last")
+# flags that leave the result as it is, or that count by what they come to (tasks, content of data, precision, device)
 FREE_FLAGS = ("output_dir", "resume", "save_steps", "keep_states", "cache_gradients", "tensorboard") + (
-    *("train_data", "valid_data", "device", "precision"),
+    *("task", "objective", "train_data", "batch_size", "valid_data", "device", "precision"),
 )
 
 
@@ -52,13 +55,23 @@ def parse_flags(argv):
     add("--pooling", choices=POOLINGS, default="pooler", help="how token states become a sentence's vector")
     add("--max_len", type=flags.positive_int, default=50, help="tokens a sentence is cut at")
     add("--dropout", type=flags.fraction, default=0.1, help="every dropout of the backbone")
+    add("--objective", choices=tuple(OBJECTIVES), default="simcse", help="what --train_data is for")
     add(
         "--train_data",
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="NLI files or triplet files (default: KorNLI as data.download gets it)",
+        help="files of the objective's kind (default for simcse: KorNLI as data.download gets it)",
     )
+    add(
+        "--task",
+        action="append",
+        type=flags.task,
+        metavar="NAME:WEIGHT:BATCH:FILE[,FILE]",
+        help="instead of --objective, --batch_size and --train_data: one of several objectives, its loss's weight, "
+        "examples in a step, data; repeatable, and an epoch is a pass over the first one's data",
+    )
+    add("--mix", choices=MIXES, default="sum", help="tasks: add their losses in every step, or one after the other")
     add(
         "--valid_data",
         nargs="+",
@@ -69,16 +82,31 @@ def parse_flags(argv):
     flags.add_table_flags(parser, "--train_data")
     add("--valid_columns", nargs="+", metavar="NAME", help="as --columns, of --valid_data")
     add("--pairing", choices=PAIRINGS, default="one", help="triplets from KorNLI: one a premise, or all")
-    add("--batch_size", type=flags.positive_int, default=256, help="triplets in a step, of all processes together")
-    add("--epochs", type=flags.positive_int, default=3, help="passes over the triplets")
+    add("--batch_size", type=flags.positive_int, default=256, help="examples in a step, of all processes together")
+    add("--epochs", type=flags.positive_int, default=3, help="passes over the examples")
     add("--max_steps", type=flags.positive_int, help="train for so many steps instead of --epochs")
     add("--lr", type=flags.positive_float, default=1e-4, help="AdamW's peak learning rate")
     add("--warmup_ratio", type=flags.fraction, default=0.05, help="share of the steps that warm up")
     add("--weight_decay", type=flags.non_negative_float, default=0.0, help="of matrices; never of biases or LayerNorm")
     add("--max_grad_norm", type=flags.positive_float, help="scale gradients of a larger norm down to it")
-    add("--temperature", type=flags.positive_float, default=0.05, help="of the contrastive loss")
+    add("--temperature", type=flags.positive_float, default=0.05, help="of the contrastive losses")
+    add("--negatives", type=flags.positive_int, default=1, help="contradictions of a premise in an example of simcse")
+    add(
+        "--hard_negative_weight",
+        type=flags.positive_float,
+        default=1.0,
+        metavar="ALPHA",
+        help="simcse: how often an example's own negatives count in its denominator",
+    )
+    add("--mask_duplicates", action="store_true", help="simcse: a row's own sentences elsewhere are no negatives of it")
+    add("--matryoshka", type=flags.sizes, metavar="D,D", help="train embeddings cut at these sizes, too")
     add("--eval_steps", type=flags.positive_int, default=250, help="steps between evaluations")
-    add("--select_by", choices=SELECTABLE, default="cosine_spearman", help="what the best checkpoint has most of")
+    add(
+        "--select_by",
+        choices=SELECTABLE,
+        default="cosine_spearman",
+        help="what the best checkpoint has most of; last: the last is best",
+    )
     add("--patience", type=flags.positive_int, help="stop after so many evaluations without a better score")
     add("--precision", choices=("fp32", "bf16", "auto"), default="auto", help="auto: bf16 where the hardware has it")
     add("--micro_batch_tokens", type=flags.positive_int, default=8192, help="tokens in a forward pass: speed, memory")
@@ -99,37 +127,83 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
-    args.train_data = args.train_data or default_files(*KORNLI_TRAIN, flag="--train_data")
+    specifications = training_tasks(args)
     args.valid_data = args.valid_data or default_files(KORSTS_DEV, flag="--valid_data")
-    require_files([*args.train_data, *args.valid_data])
+    require_files([*training_files(specifications), *args.valid_data])
     check_run_folder(args.output_dir)
+    start, output = Path(args.model).resolve(), Path(args.output_dir).resolve()
+    if args.resume and start.exists() and start.is_relative_to(output):
+        raise UserError(
+            f"--resume: --model {args.model} is in --output_dir, which this run writes; name another folder"
+        )
+    if args.cache_gradients and args.device.type == "mps":
+        raise UserError("--cache_gradients: PyTorch cannot replay dropout on mps; lower --batch_size instead")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: needs one more package: pip install tensorboard")
     with distributed.processes(args.device) as args.device:
-        run_training(args)
+        run_training(args, specifications)
 
 
-def run_training(args):
+def training_tasks(args):
+    """[(objective, weight, batch size, files)] from the flags.
+
+    Raises:
+        UserError: flags that contradict each other, weights that sum to nothing, no such objective.
+    """
+    if not args.task:
+        if not args.train_data and args.objective != "simcse":
+            raise UserError(f"--objective {args.objective}: name its data with --train_data")
+        files = args.train_data or default_files(*KORNLI_TRAIN, flag="--train_data")
+        return [(args.objective, 1.0, args.batch_size, files)]
+    if args.train_data:
+        raise UserError("--task and --train_data: name the data of every task inside --task")
+    for name, *_ in args.task:
+        if name not in OBJECTIVES:
+            raise UserError(f"--task {name}: choose one of {', '.join(OBJECTIVES)}")
+    if not sum(weight for _, weight, _, _ in args.task):
+        raise UserError("--task: the weights sum to 0; give one of them a weight above 0")
+    return args.task
+
+
+def training_files(specifications):
+    return [file for *_, files in specifications for file in files]
+
+
+def run_training(args, specifications):
+    # data first: it shows mistakes sooner than a model loads
+    dropped = Dropped(skip=args.on_bad_row == "skip")
+    dev = read_sts(args.valid_data, args.encoding, args.valid_columns, dropped)
+    index, data = {}, []  # {sentence: its number}, of all tasks
+    table = (args.encoding, args.columns, args.pairing, args.negatives, args.seed)
+    for name, _, _, files in specifications:
+        kind = OBJECTIVES[name].reads
+        try:
+            data.append(read_examples(kind, files, index, dropped, *table))
+        except UserError as error:
+            raise UserError(f"{error} (the objective {name} reads {KINDS[kind]})") from None
+
     torch.manual_seed(args.seed)
-    encoder = load_encoder(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout, training=True)
+    encoder = load_encoder(
+        *(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout), training=True, dims=args.matryoshka
+    )
     encoder.to(args.device)
+    precision = resolve_precision(args.precision, args.device)
     if args.compile:
         encoder.compile(dynamic=True)  # lengths and numbers of sentences vary; one compilation serves all
-    precision = resolve_precision(args.precision, args.device)
+    counts = ", ".join(f"{len(found.rows):,} for {name}" for found, (name, *_) in zip(data, specifications))
+    say(f"train: {counts}; {len(index):,} sentences; dev: {len(dev.scores):,} pairs; {args.device.type} in {precision}")
 
-    dropped = Dropped(skip=args.on_bad_row == "skip")
-    sentences, examples = read_triplets(args.train_data, args.pairing, args.seed, args.encoding, args.columns, dropped)
-    dev = read_sts(args.valid_data, args.encoding, args.valid_columns, dropped)
-    say(
-        f"train: {len(examples):,} triplets of {len(sentences):,} sentences; dev: {len(dev.scores):,} pairs; "
-        f"{args.device.type} in {precision}"
-    )
-
-    tokens = cached_tokens(sentences, encoder.tokenizer, args.max_len)
+    tokens = cached_tokens(list(index), encoder.tokenizer, args.max_len)
     dev_tokens = cached_tokens([*dev.sentences1, *dev.sentences2], encoder.tokenizer, args.max_len)
     encode_dev = functools.partial(encoder.encode, split=True)
+    dims = sorted({*(args.matryoshka or []), encoder.dim}, reverse=True)
+    choices = (dims, args.temperature, args.hard_negative_weight, args.mask_duplicates)
+    tasks = [
+        Task(make_objective(name, encoder, tokens, *choices), *found, batch_size, weight)
+        for found, (name, weight, batch_size, _) in zip(data, specifications)
+    ]
 
-    config = describe(args, precision, len(examples), len(sentences))
+    config = describe(args, specifications, precision, tasks, len(index))
     run = RunFolder(
         args.output_dir, config, comparable_settings, LOG_COLUMNS, args.resume, args.keep_states, args.tensorboard
     )
@@ -138,15 +212,13 @@ def run_training(args):
     if args.resume:
         say("starting: no state to resume" if run.state is None else f"going on after step {run.state['step']}")
     best, progress = train(
-        encoder,
-        tokens,
-        examples,
-        objective=functools.partial(simcse, temperature=args.temperature),
+        Encode(encoder, tokens, args.micro_batch_tokens, args.cache_gradients, precision),
+        tasks,
         evaluate=lambda encoder: evaluate_sts(encode_dev, dev_tokens, dev.scores),
         run=run,
+        mix=args.mix,
         epochs=args.epochs,
         max_steps=args.max_steps,
-        batch_size=args.batch_size,
         lr=args.lr,
         warmup_ratio=args.warmup_ratio,
         weight_decay=args.weight_decay,
@@ -156,28 +228,29 @@ def run_training(args):
         patience=args.patience,
         select_by=args.select_by,
         seed=args.seed,
-        micro_batch_tokens=args.micro_batch_tokens,
-        cache_gradients=args.cache_gradients,
-        precision=precision,
     )
     if best["step"] == 0:
         say("no evaluation was better than the one before the first step: what is saved is the model as it started")
+    shown = "cosine_spearman" if args.select_by == "last" else args.select_by
     megabytes, where = peak_memory(args.device)
     say(
-        f"best: step {best['step']}, dev {args.select_by} {best[args.select_by]:.2f}; {progress.seconds:,.0f} s of "
-        f"training, {progress.rate:,.1f} triplets/s, peak {where} {megabytes:,.0f} MB; saved in {run.path}"
+        f"best: step {best['step']}, dev {shown} {best[shown]:.2f}; {progress.seconds:,.0f} s of training, "
+        f"{progress.rate:,.1f} examples/s, peak {where} {megabytes:,.0f} MB; saved in {run.path}"
     )
 
 
-def describe(args, precision, triplets, sentences):
+def describe(args, specifications, precision, tasks, sentences):
     """Everything that made this run, for train_config.json."""
     return {
         "flags": {name: str(value) if name == "device" else value for name, value in vars(args).items()},
+        "tasks": [
+            {"objective": name, "weight": weight, "batch_size": size, "files": files, "examples": len(task.rows)}
+            for (name, weight, size, files), task in zip(specifications, tasks)
+        ],
         "precision": precision,
         "processes": distributed.world_size(),
-        "triplets": triplets,
         "sentences": sentences,
-        "data_sha256": {file: sha256(file) for file in [*args.train_data, *args.valid_data]},
+        "data_sha256": {file: sha256(file) for file in [*training_files(specifications), *args.valid_data]},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -189,15 +262,18 @@ def describe(args, precision, triplets, sentences):
 
 def comparable_settings(config):
     """{name: value} of what determines the result, from what `describe` made: equal for a run and its resumption."""
+    hashes = config["data_sha256"]
+    tasks = [
+        [task["objective"], task["weight"], task["batch_size"], *(hashes[file][:12] for file in task["files"])]
+        for task in config["tasks"]
+    ]
     return {
         **{f"--{name}": value for name, value in config["flags"].items() if name not in FREE_FLAGS},
         "--precision": config["precision"],
         "--device": config["flags"]["device"].split(":")[0],
         "processes": config["processes"],
-        **{
-            f"--{data}'s content": [config["data_sha256"][file][:12] for file in config["flags"][data]]
-            for data in ("train_data", "valid_data")
-        },
+        "tasks (objective, weight, batch size, SHA-256 of the data)": tasks,
+        "SHA-256 of --valid_data": [hashes[file][:12] for file in config["flags"]["valid_data"]],
     }
 
 

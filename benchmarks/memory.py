@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from benchmarks.train_throughput import MAX_LEN, make_encoder
 from data import flags
-from data.errors import one_sentence_errors
+from data.errors import RunError, one_sentence_errors
 from data.files import require_files
 from data.nli import read_triplets
 from data.tokenize import cached_tokens
-from model.microbatch import encode_rows
-from model.objectives import simcse
+from model.microbatch import Encode
+from model.objectives import SimCSE
 from model.progress import peak_memory
 from model.trainer import parameter_groups
-from model.utils import autocast, default_device, resolve_precision
+from model.utils import default_device, resolve_precision
 
 
 def measure(args):
@@ -43,13 +43,11 @@ def measure(args):
     optimizer = torch.optim.AdamW(parameter_groups(encoder, 0.0), lr=1e-4, fused=True)
     precision = resolve_precision(args.precision, args.device)
 
-    def encode(rows):
-        with autocast(precision, args.device):
-            return encode_rows(encoder, tokens, rows, args.micro_batch_tokens, args.cached)
-
+    encode = Encode(encoder, tokens, args.micro_batch_tokens, args.cached, precision)
+    objective = SimCSE([encoder.dim], temperature=0.05)
     for batch in batches:
         began = time.perf_counter()
-        loss = simcse(encode, batch, temperature=0.05)
+        loss = objective(encode, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -85,6 +83,8 @@ def main(argv=None):
             command = [sys.executable, "-m", "benchmarks.memory", *own_flags, "--measure", way]
             command += ["--batch_sizes", str(batch_size)]
             result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode and "memory" not in result.stderr and result.returncode > 0:
+                raise RunError(f"batch {batch_size}, {way}: {result.stderr.strip().splitlines()[-1]}")
             if result.returncode:
                 cells += ["does not fit", ""]
             else:

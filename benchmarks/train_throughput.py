@@ -41,8 +41,8 @@ from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.encoder import SentenceEncoder
 from model.losses import contrastive_loss
-from model.microbatch import encode_rows
-from model.objectives import simcse
+from model.microbatch import Encode
+from model.objectives import SimCSE
 from model.progress import peak_memory
 from model.trainer import parameter_groups
 from model.utils import autocast, default_device, resolve_precision
@@ -95,12 +95,11 @@ def ours(encoder, sentences, batches, args):
     if args.compile:
         encoder.compile(dynamic=True)
 
-    def encode(rows):
-        with autocast(args.precision, args.device):
-            return encode_rows(encoder, tokens, rows, args.micro_batch_tokens)
+    encode = Encode(encoder, tokens, args.micro_batch_tokens, precision=args.precision)
+    objective = SimCSE([encoder.dim], temperature=0.05)
 
     def step(batch):
-        loss = simcse(encode, batch, temperature=0.05)
+        loss = objective(encode, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -123,7 +122,7 @@ def reference(encoder, sentences, batches, args):
     def step(columns):
         with autocast(args.precision, args.device):
             pooled = [bert(x["input_ids"], attention_mask=x["attention_mask"]).pooler_output for x in columns]
-        loss = contrastive_loss(*pooled, 0.05)
+        loss = contrastive_loss(*pooled[:2], pooled[2:], 0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

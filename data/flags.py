@@ -49,13 +49,30 @@ def fraction(text):
     return _checked(text, float, lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1")
 
 
+def task(text):
+    """NAME:WEIGHT:BATCH:FILE[,FILE] as (name, weight, batch size, files)."""
+    parts = text.split(":", 3)
+    if len(parts) < 4 or not all(parts[3].split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:WEIGHT:BATCH:FILE[,FILE]")
+    return parts[0], non_negative_float(parts[1]), positive_int(parts[2]), parts[3].split(",")
+
+
+def sizes(text):
+    """Whole numbers above 0, separated by commas."""
+    return sorted({positive_int(part) for part in text.split(",")}, reverse=True)
+
+
 def device(text):
     """A torch device that is there."""
     try:
-        if text.split(":")[0] not in ("cpu", "cuda", "mps"):
+        kind, _, index = text.partition(":")
+        if kind == "cuda":  # counted, not tried: every process of torchrun would occupy the first GPU
+            found = int(index or 0) < torch.cuda.device_count()
+        else:
+            found = kind in ("cpu", "mps") and torch.empty(0, device=text) is not None
+        if not found:
             raise RuntimeError
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ValueError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; try cpu") from None
     return torch.device(text)
 

@@ -35,10 +35,10 @@ class Triplets(NamedTuple):
     """N triplets as indices of their distinct sentences, so that each sentence is tokenised once."""
 
     sentences: list  # of distinct strings, in order of appearance
-    examples: np.ndarray  # (N, 3) int64: premise (anchor), entailment (positive), contradiction (negative)
+    examples: np.ndarray  # (N, 3 or more) int64: premise (anchor), entailment (positive), contradictions (negatives)
 
 
-def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=None, dropped=None):
+def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=None, dropped=None, negatives=1):
     """Triplets from NLI files (premise, hypothesis, label) and triplet files (anchor, positive, negative).
 
     Args:
@@ -50,6 +50,7 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
         encoding: of text files.
         columns: see `Table`.
         dropped: a `Dropped`, which counts the rows that are left out; see `Corpus.add`.
+        negatives: contradictions of an example; where a premise has fewer, they repeat.
 
     Returns:
         `Triplets`: those of the triplet files in file order, then one premise after the other.
@@ -61,7 +62,7 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
     corpus = Corpus()
     for path in paths:
         corpus.add(path, encoding, columns, dropped)
-    examples, same = corpus.pair(pairing, seed)
+    examples, same = corpus.pair(pairing, seed, negatives)
     sentences = list(corpus.index)
     for row in same:
         where = " and ".join(map(str, paths))  # rows of several files may have met here
@@ -160,12 +161,12 @@ class Corpus:
                 for sentence in values:
                     self._triplets.append(number_of(sentence, len(index)))
 
-    def pair(self, pairing="one", seed=1234):
+    def pair(self, pairing="one", seed=1234, negatives=1):
         """The corpus as triplets; see `read_triplets`.
 
         Returns:
-            (triplets, same): (N, 3) and (M, 3) int64 numbers of sentences. `same` are those of a premise with one
-            hypothesis under both labels, drawn for both: they teach nothing.
+            (triplets, same): (N, 2 + negatives) and (M, 3) int64 numbers of sentences. `same` are those of a premise
+            with one hypothesis under both labels, drawn for both: they teach nothing.
         """
         premises, hypotheses, labels = self.nli.T
         groups = []  # for entailment and contradiction: hypotheses grouped by premise, first of each group, how many
@@ -189,7 +190,13 @@ class Corpus:
             e, c = draw.integers(count_e[premise]), draw.integers(count_c[premise])
         paired = np.stack([premise, entailments[first_e[premise] + e], contradictions[first_c[premise] + c]], axis=1)
         same = paired[:, 1] == paired[:, 2]
-        return np.concatenate([self.triplets, paired[~same]]), paired[same]
+        triplets = np.concatenate([self.triplets, paired[~same]])
+        more = []
+        for k in range(1, negatives):  # the next contradictions of the premise, round and round
+            other = contradictions[first_c[premise] + (c + k) % count_c[premise]]
+            other = np.where(other == paired[:, 1], paired[:, 2], other)
+            more.append(np.concatenate([self.triplets[:, 2], other[~same]])[:, None])
+        return np.concatenate([triplets, *more], axis=1), paired[same]
 
 
 def _unusable(premise, hypothesis):

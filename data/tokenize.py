@@ -39,6 +39,9 @@ class Tokens(NamedTuple):
     def lengths(self):  # (n,) tokens a sentence
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows):  # (len(rows),)
+        return self.offsets[rows + 1] - self.offsets[rows]
+
 
 def has_tokenizer(folder):
     """Whether a model folder brings a tokenizer along."""

@@ -11,14 +11,24 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, BertConfig
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    BartModel,
+    BertConfig,
+    MT5EncoderModel,
+    T5EncoderModel,
+)
+from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.utils import logging as transformers_logging
 
 from data.errors import RunError, UserError
 from data.files import read_json, write_atomically
 from data.hub import fetch_folder
 from data.tokenize import has_tokenizer, load_tokenizer
-from model.encoder import SentenceEncoder
+from model.encoder import SentenceEncoder, check_backbone
 
 MINI = Path(__file__).parent / "mini"
 CHECKPOINT_FILE = "nli_checkpoint.pt"
@@ -29,11 +39,11 @@ KOBERT_CONFIG = {"vocab_size": 8002, "pad_token_id": 1}  # else BERT-base: 12 la
 SAVED_SETTINGS = {"config", "pooling", "max_len", "tokenizer_files"}  # of a `.pt`, beside its weights
 DROPOUT_NAMES = (  # what the families call theirs
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
-    *("mlp_dropout", "embedding_dropout"),
+    *("mlp_dropout", "embedding_dropout", "activation_dropout", "dropout_rate"),
 )
 
 
-def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None, training=False):
+def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None, training=False, dims=None):
     """A SentenceEncoder on the CPU, in eval mode.
 
     Args:
@@ -44,29 +54,31 @@ def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None,
         tokenizer: file, folder or hub id, for a model that comes without one (a bare `.pt`: None takes KoBERT's
             from the hub). A model's own is never replaced.
         dropout: set for every dropout in the backbone; None leaves its configuration alone.
+        dims: sizes that embeddings will be cut at, to be refused where they are too large.
         training: a pooler that the weights lack is initialised at random, and said so, instead of refused.
 
     Raises:
-        UserError: no such model, damaged or foreign weights, an impossible pooling or length.
+        UserError: no such model, damaged or foreign weights, an impossible pooling, length or size.
         RunError: the hub cannot be reached.
     """
     if name == "mini":
         config = AutoConfig.from_pretrained(MINI)
         _set_dropout(config, dropout)
+        _check_architecture(name, config, AutoModel.from_config, pooling or "pooler", max_len or 50, dims)
         with torch.random.fork_rng(devices=[], enabled=not training):
             if not training:  # the same random weights every time; a training's are its seed's
                 torch.manual_seed(1234)
             backbone = AutoModel.from_config(config)
         return _assemble(name, backbone, _own_tokenizer(name, MINI, tokenizer), pooling or "pooler", max_len or 50)
-    path = Path(name)
+    path, how = Path(name), (pooling, max_len, tokenizer, dropout, training, dims)
     if path.is_file():
-        return _load_file(path, pooling, max_len, tokenizer, dropout, training)
+        return _load_file(path, *how)
     folder = fetch_folder(name)
     if (folder / MODEL_FOLDER / SETTINGS_FILE).is_file():
         folder = folder / MODEL_FOLDER
     elif not (folder / "config.json").is_file() and (folder / CHECKPOINT_FILE).is_file():
-        return _load_file(folder / CHECKPOINT_FILE, pooling, max_len, tokenizer, dropout, training)
-    return _load_folder(folder, pooling, max_len, tokenizer, dropout, training)
+        return _load_file(folder / CHECKPOINT_FILE, *how)
+    return _load_folder(folder, *how)
 
 
 def save_encoder(encoder, run_folder):
@@ -116,7 +128,7 @@ def _sync(folder):
             os.fsync(opened.fileno())
 
 
-def _load_file(path, pooling, max_len, tokenizer, dropout, training):
+def _load_file(path, pooling, max_len, tokenizer, dropout, training, dims):
     """Our `nli_checkpoint.pt`, or the published one."""
     weights, saved = _read_pt(path)
     if saved:
@@ -139,12 +151,13 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training):
                 f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
             ) from None
     _say_what_changes(path, saved, pooling, max_len, training)
-    pooling = pooling or saved.get("pooling", "pooler")
-    backbone = _load_backbone(path, None, config, weights, pooling, dropout, training, strict=True)
-    return _assemble(path, backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))
+    pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
+    _check_architecture(path, config, _backbone_class(path, config, True), pooling, max_len, dims)
+    backbone = _load_backbone(path, None, config, weights, pooling, dropout, training, ours=True)
+    return _assemble(path, backbone, tokenizer, pooling, max_len)
 
 
-def _load_folder(folder, pooling, max_len, tokenizer, dropout, training):
+def _load_folder(folder, pooling, max_len, tokenizer, dropout, training, dims):
     """A folder of ours, of Hugging Face, or of sentence-transformers."""
     if (folder / "train_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: this run was stopped before its first checkpoint; train again")
@@ -159,24 +172,51 @@ def _load_folder(folder, pooling, max_len, tokenizer, dropout, training):
     except Exception as error:  # of many kinds
         raise UserError(f"{folder}: not a model folder ({_first_line(error)})") from None
     _say_what_changes(folder, saved, pooling, max_len, training)
-    pooling = pooling or saved.get("pooling", "pooler")
-    backbone = _load_backbone(folder, backbone_folder, config, None, pooling, dropout, training, strict=ours)
+    pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
+    _check_architecture(folder, config, _backbone_class(folder, config, ours), pooling, max_len, dims)
     tokenizer = _own_tokenizer(folder, backbone_folder, tokenizer)
-    return _assemble(folder, backbone, tokenizer, pooling, max_len or saved.get("max_len", 50))
+    backbone = _load_backbone(folder, backbone_folder, config, None, pooling, dropout, training, ours)
+    return _assemble(folder, backbone, tokenizer, pooling, max_len)
 
 
-def _load_backbone(name, folder, config, weights, pooling, dropout, training, strict):
-    """The transformer, with its weights from `folder` or from the dict `weights`, checked tensor by tensor.
-
-    `strict` refuses weights the model has no place for; a pretrained model may bring heads (MLM) along.
-    """
+def _backbone_class(name, config, ours):
+    """The class of an encoder's transformer; of an encoder-decoder, its encoder alone (what we saved holds no more)."""
+    if config.model_type in ("t5", "mt5"):
+        return {"t5": T5EncoderModel, "mt5": MT5EncoderModel}[config.model_type]
+    if config.model_type == "bart":
+        return BartEncoder if ours else BartModel
     # what can be trained as a masked language model reads in both directions
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise UserError(f"{name}: {config.model_type} is not a text encoder; BERT, RoBERTa, ELECTRA and the like are")
+        raise UserError(
+            f"{name}: {config.model_type} is not a text encoder; BERT, RoBERTa, ELECTRA, DeBERTa, BART, T5 are"
+        )
+    return MODEL_MAPPING[type(config)]
+
+
+def _check_architecture(name, config, make, pooling, max_len, dims):
+    """Raise UserError before any weight loads where a model of this configuration cannot do what is asked."""
+    if not isinstance(max_len, int):
+        raise UserError(f"{name}: its maximum length is {max_len!r}; expected a whole number")
+    with torch.device("meta"):  # without memory for weights
+        backbone = make(config)
+    check_backbone(backbone.get_encoder() if isinstance(backbone, BartModel) else backbone, pooling, max_len)
+    if dims and max(dims) > config.hidden_size:
+        raise UserError(
+            f"embeddings cannot be cut at {max(dims)}: this model's have {config.hidden_size} numbers; "
+            "give --matryoshka, or --dim, smaller sizes"
+        )
+
+
+def _load_backbone(name, folder, config, weights, pooling, dropout, training, ours):
+    """The transformer, with its weights from `folder` or from the dict `weights`, checked tensor by tensor.
+
+    Where the weights are `ours`, those the model has no place for are refused; a pretrained model may bring heads
+    (MLM) along.
+    """
     _set_dropout(config, dropout)
     try:
         with _quiet_transformers():
-            backbone, info = MODEL_MAPPING[type(config)].from_pretrained(
+            backbone, info = _backbone_class(name, config, ours).from_pretrained(
                 folder, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # truncated, missing, of other shapes: the libraries raise many kinds
@@ -184,7 +224,7 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, st
         raise UserError(f"{name}: these weights cannot be loaded ({reason})") from None
     missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
     lacks_pooler = any(key.startswith("pooler.") for key in info["missing_keys"])
-    unexpected = {key for key in info["unexpected_keys"] if strict}
+    unexpected = {key for key in info["unexpected_keys"] if ours}
     if pooling != "pooler":
         unexpected = {key for key in unexpected if not key.startswith("pooler.")}
     if missing or unexpected:
@@ -197,7 +237,9 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, st
         if not training:
             raise UserError(f"{name}: the weights have no pooler; choose another --pooling, such as cls or mean")
         print(f"{name}: the weights have no pooler; it starts at random and is trained", file=sys.stderr)
-    return backbone
+    if backbone.config._attn_implementation != "sdpa":
+        print(f"{name}: transformers has only plain, slower attention for {config.model_type}", file=sys.stderr)
+    return backbone.get_encoder() if isinstance(backbone, BartModel) else backbone
 
 
 def _say_what_changes(name, saved, pooling, max_len, training):
@@ -231,8 +273,6 @@ def _assemble(name, backbone, tokenizer, pooling, max_len):
         )
     if tokenizer.pad_token_id is None:
         raise UserError(f"{name}: the tokenizer has no padding token; with --tokenizer name the model's own")
-    if not isinstance(max_len, int):
-        raise UserError(f"{name}: its maximum length is {max_len!r}; expected a whole number")
     return SentenceEncoder(backbone, tokenizer, pooling, max_len).eval()
 
 

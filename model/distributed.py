@@ -134,6 +134,8 @@ def broadcast(tensors):
 def _lost_peers_named():
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # also what the backends raise for a process that is gone
         reason = str(error).strip().split("\n")[0][:200]
         raise RunError(f"process {rank()} cannot reach the others; has one stopped with an error? ({reason})") from None

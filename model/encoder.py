@@ -1,5 +1,6 @@
 """SentenceEncoder: a transformer and a pooling."""
 
+import contextvars
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +13,10 @@ from data.tokenize import Tokens, tokenize
 from model import distributed
 from model.microbatch import pad
 from model.packed import make_packable, pack, position_offset, positions
-from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool, token_states
+from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
+
+# token states that the last layer's second half computes; a context variable, because threads may share an encoder
+KEPT = contextvars.ContextVar("kept", default=slice(None))
 
 
 class SentenceEncoder(nn.Module):
@@ -30,16 +34,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, backbone, tokenizer, pooling="pooler", max_len=50):
         super().__init__()
-        if pooling not in POOLINGS:
-            raise UserError(f"--pooling {pooling}: choose one of {', '.join(POOLINGS)}")
-        if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
-            others = ", ".join(name for name in POOLINGS if name != "pooler")
-            raise UserError(f"--pooling pooler: {type(backbone).__name__} has no pooler; choose one of {others}")
-        if pooling in NEEDS_ALL_LAYERS and backbone.config.num_hidden_layers < 2:
-            raise UserError(f"--pooling {pooling}: needs two layers, this model has one; choose pooler, cls or mean")
-        positions = max_positions(backbone.config)
-        if not 3 <= max_len <= positions:
-            raise UserError(f"--max_len {max_len}: this model takes 3 to {positions} tokens")
+        check_backbone(backbone, pooling, max_len)
         if pooling != "pooler" and hasattr(backbone, "pooler"):
             backbone.pooler = None  # not computed, not trained, not saved
         self.bert = backbone  # the name of the published checkpoint's keys
@@ -47,7 +42,6 @@ class SentenceEncoder(nn.Module):
         self.pooling = pooling
         self.max_len = max_len
         self._packable = make_packable(backbone)
-        self._kept = slice(None)  # token states that the last layer's second half computes
         if pooling in ("pooler", "cls") and self._packable:
             backbone.encoder.layer[-1].attention.output.register_forward_pre_hook(self._keep_first_tokens)
 
@@ -82,31 +76,48 @@ class SentenceEncoder(nn.Module):
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(n, length) token ids and mask into (n, d) embeddings, not normalised."""
         inputs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        outputs = self._run(slice(0, 1), input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        return self._pool(token_states(outputs, self.pooling), attention_mask)
+        outputs = self._run_padded(slice(0, 1), input_ids, attention_mask, **inputs)
+        return self._pool(states_to_pool(outputs, self.pooling), attention_mask)
 
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
         first_tokens = torch.from_numpy(np.cumsum(lengths) - lengths).to(ids.device)
-        where = torch.from_numpy(positions(lengths) + position_offset(self.bert.config)).to(ids.device)
-        outputs = self._run(first_tokens, input_ids=ids[None], position_ids=where[None], blocks=blocks)
-        states = token_states(outputs, self.pooling)[0]  # (tokens, hidden), or (n, hidden) of first tokens
+        outputs = self._run_packed(first_tokens, ids, blocks)
+        states = states_to_pool(outputs, self.pooling)[0]  # (tokens, hidden), or (n, hidden) of first tokens
         if len(states) == len(lengths):
             return self._pool(states.unsqueeze(1))
         states = states.split([n * length for n, length in blocks])
         return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
 
+    def token_states(self, ids, shape):
+        """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
+        if isinstance(shape, list):
+            return self._run_packed(slice(None), ids, shape).last_hidden_state[0]
+        return self._run_padded(slice(None), ids, shape).last_hidden_state
+
+    def _run_packed(self, kept, ids, blocks):
+        lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
+        where = torch.from_numpy(positions(lengths) + position_offset(self.bert.config)).to(ids.device)
+        return self._run(kept, input_ids=ids[None], position_ids=where[None], blocks=blocks)
+
+    def _run_padded(self, kept, input_ids, attention_mask, **inputs):
+        if self._packable:  # else transformers asks the GPU whether anything is padded at all, and waits for the answer
+            length = attention_mask.shape[1]
+            attention_mask = attention_mask.bool()[:, None, None].expand(-1, -1, length, -1)
+        return self._run(kept, input_ids=input_ids, attention_mask=attention_mask, **inputs)
+
     def _run(self, kept, **inputs):
-        self._kept = kept
+        before = KEPT.set(kept)
         try:
+            # BERT's own pooler, run with it, is not used: what it sees are not sentences, and it is not in float32
             return self.bert(output_hidden_states=self.pooling in NEEDS_ALL_LAYERS, **inputs)
         finally:
-            self._kept = slice(None)
+            KEPT.reset(before)
 
     def _keep_first_tokens(self, module, states):
         """Where pooling takes [CLS] alone, what follows the last attention is computed for [CLS] alone."""
-        return tuple(x[:, self._kept] for x in states)
+        return tuple(x[:, KEPT.get()] for x in states)
 
     def _pool(self, states, attention_mask=None):
         """(n, length, hidden) to (n, d), in float32 whatever the precision of the transformer."""
@@ -176,6 +187,23 @@ class SentenceEncoder(nn.Module):
             if not isinstance(sentence, str):
                 raise TypeError(f"encode takes strings; item {i} is {sentence!r}")
         return tokenize(list(sentences), self.tokenizer, self.max_len)
+
+
+def check_backbone(backbone, pooling, max_len):
+    """Raise UserError where a backbone cannot do this pooling or has fewer than max_len positions."""
+    family, layers = backbone.config.model_type, backbone.config.num_hidden_layers
+    lacking = {
+        "pooler": None if getattr(backbone, "pooler", None) is not None else "has no pooler",
+        "cls": "has no [CLS] token" if family in ("t5", "mt5") else None,
+        **dict.fromkeys(NEEDS_ALL_LAYERS, "has one layer" if layers < 2 else None),
+    }
+    if lacking.get(pooling) or pooling not in POOLINGS:
+        reason = f"{type(backbone).__name__} {lacking[pooling]}; " if pooling in POOLINGS else ""
+        possible = ", ".join(name for name in POOLINGS if not lacking.get(name))
+        raise UserError(f"--pooling {pooling}: {reason}choose one of {possible}")
+    longest = max_positions(backbone.config)
+    if not 3 <= max_len <= longest:
+        raise UserError(f"--max_len {max_len}: this model takes 3 to {longest} tokens")
 
 
 def max_positions(config):

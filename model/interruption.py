@@ -1,10 +1,12 @@
-"""SIGTERM (Slurm, `kill`) and SIGINT (Ctrl-C) end a training after the step that is running, with its state saved."""
+"""What ends a training early: signals, memory that does not suffice, weights that are not numbers."""
 
 import os
 import shlex
 import signal
 import sys
 import threading
+
+import torch
 
 from data.errors import RunError
 from model import distributed
@@ -19,7 +21,10 @@ class Interrupted(RunError):
 
 
 class Interruption:
-    """A context that notes the two signals instead of dying of them; the second one is obeyed at once."""
+    """A context that notes SIGTERM (Slurm, `kill`) and SIGINT (Ctrl-C), for the step that is running to be the last.
+
+    A second SIGINT is obeyed at once. A second SIGTERM is not: under Slurm both it and torchrun send one.
+    """
 
     def __init__(self):
         self.number = 0
@@ -37,20 +42,53 @@ class Interruption:
 
     def _note(self, number, frame):
         self.number = number
-        signal.signal(number, self._before[number])
-        print(f"{signal.Signals(number).name}: stopping after this step; once more stops now", file=sys.stderr)
+        again = ""
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+            again = "; once more stops now"
+        # print could be what was interrupted
+        os.write(2, f"\n{signal.Signals(number).name}: stopping after this step{again}\n".encode())
 
     def anywhere(self):
         """The number of a signal that this process or another one of the run received, else 0."""
         return distributed.largest(self.number)
 
     def error(self, step, run):
+        """The Interrupted to raise when the state after `step` is saved."""
         number = self.anywhere()
-        several = ["torchrun", "--standalone", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "")]
-        command = several if distributed.world_size() > 1 else ["python"]
-        resume = [] if "--resume" in sys.argv else ["--resume"]
-        return Interrupted(
-            f"stopped by {signal.Signals(number).name} after step {step}, its state saved in {run.path}; go on with: "
-            + shlex.join([*command, *sys.argv, *resume]),
-            number,
+        command = shlex.join([*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
+        if distributed.world_size() == 1:
+            advice = f"go on with: python {command}"
+        else:
+            advice = f"go on with the same torchrun command and: {command}"
+        message = f"stopped by {signal.Signals(number).name} after step {step}, its state saved in {run.path}; {advice}"
+        return Interrupted(message, number)
+
+
+def require_finite(parameters, step, run):
+    """Raise RunError where a weight is infinite or not a number: neither state nor best checkpoint may hold it."""
+    if not torch.stack([p.isfinite().all() for p in parameters]).all():
+        raise RunError(
+            f"weights are infinite or not numbers after step {step}; try --max_grad_norm 1 or a smaller --lr; "
+            f"{run.states.last_words()}"
         )
+
+
+class out_of_memory_named:
+    """A context that turns running out of memory into a RunError that says what to do."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, cuBLAS
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        ):
+            raise RunError(
+                "out of memory; give --cache_gradients (a resumed run may, too), fewer --micro_batch_tokens with it, "
+                f"or a smaller --batch_size; {self.run.states.last_words()}"
+            ) from None

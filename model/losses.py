@@ -1,27 +1,81 @@
-"""Losses: pure functions of tensors. Embeddings in, a scalar out."""
+"""Losses: pure functions of tensors. Embeddings (and labels) in, a scalar out, in float32 whatever their precision."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 
 
-def contrastive_loss(anchors, positives, negatives, temperature):
-    """In-batch contrastive cross entropy with hard negatives: supervised SimCSE.
+def contrastive_loss(anchors, positives, negatives, temperature, hard_negative_weight=1.0, left_out=None):
+    """In-batch contrastive cross entropy, with or without hard negatives: SimCSE.
 
-    Row i is to pick its own positive among all 2B candidates of the batch:
+    Row i is to pick its own positive among the candidates of the whole batch:
 
-        loss = mean_i  -log( exp(cos(a_i, p_i)/T) / sum_j [exp(cos(a_i, p_j)/T) + exp(cos(a_i, n_j)/T)] )
+        loss = mean_i  -log( exp(cos(a_i, p_i)/T) / sum_j [exp(cos(a_i, p_j)/T) + alpha^[i=j] exp(cos(a_i, n_j)/T)] )
 
-    Gao, Yao and Chen 2021, SimCSE (arXiv:2104.08821), section 4.2, equation 5.
+    Gao, Yao and Chen 2021, SimCSE (arXiv:2104.08821), section 4.2, equation 5; alpha: appendix, "hard negatives".
 
     Args:
-        anchors, positives, negatives: (B, d) each, any scale; row i of each belongs to example i.
+        anchors, positives: (B, d) each, any scale; row i of each belongs to example i.
+        negatives: a list of (B, d), one for each negative an example has; may be empty.
         temperature: T > 0.
+        hard_negative_weight: alpha > 0, how often an example's own negatives count; 1 is off.
+        left_out: (B, candidates) bool: candidates that a row's sum leaves out. Candidates are all positives, then all
+            first negatives, then all second ones and so on.
 
     Returns:
-        A scalar, in float32 whatever the precision of the embeddings.
+        A scalar.
     """
-    anchors = F.normalize(anchors.float(), dim=-1)
-    candidates = F.normalize(torch.cat([positives, negatives]).float(), dim=-1)  # (2B, d)
-    similarities = anchors @ candidates.T / temperature  # (B, 2B)
+    anchors = F.normalize(anchors.float(), dim=-1) / temperature
+    candidates = F.normalize(torch.cat([positives, *negatives]).float(), dim=-1)
+    similarities = anchors @ candidates.T  # (B, candidates)
     labels = torch.arange(len(anchors), device=anchors.device)
+    if hard_negative_weight != 1:
+        own = labels.repeat(1 + len(negatives)) == labels[:, None]  # (B, candidates)
+        own[:, : len(anchors)] = False  # the positives
+        similarities = similarities + own * math.log(hard_negative_weight)
+    if left_out is not None:
+        similarities = similarities.masked_fill(left_out, -torch.inf)
     return F.cross_entropy(similarities, labels)
+
+
+def symmetric_contrastive_loss(a, b, temperature):
+    """The mean of `contrastive_loss` from a to b and from b to a: for pairs of equals.
+
+    Radford et al. 2021, CLIP (arXiv:2103.00020), figure 3.
+
+    Args:
+        a, b: (B, d) each, any scale; row i of each belongs to pair i.
+        temperature: T > 0.
+    """
+    similarities = F.normalize(a.float(), dim=-1) / temperature @ F.normalize(b.float(), dim=-1).T  # (B, B)
+    labels = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(similarities, labels) + F.cross_entropy(similarities.T, labels)) / 2
+
+
+def cosine_regression_loss(a, b, scores):
+    """mean_i (cos(a_i, b_i) - score_i)^2, the regression objective of Sentence-BERT.
+
+    Reimers and Gurevych 2019 (arXiv:1908.10084), section 3.
+
+    Args:
+        a, b: (B, d) each, any scale.
+        scores: (B,), 0 to 1.
+    """
+    return F.mse_loss(F.cosine_similarity(a.float(), b.float()), scores.float())
+
+
+def cosent_loss(a, b, scores, scale=20.0):
+    """A pair with a higher score is to have a higher cosine than every pair with a lower one: CoSENT.
+
+        loss = log(1 + sum over i, j with score_i > score_j of exp(scale (cos_j - cos_i)))
+
+    Su 2022 (https://kexue.fm/archives/8847), equation 6.
+
+    Args:
+        a, b: (B, d) each, any scale.
+        scores: (B,), any scale: only their order counts.
+    """
+    cosines = scale * F.cosine_similarity(a.float(), b.float())  # (B,)
+    wrong = (cosines[None, :] - cosines[:, None])[scores[:, None] > scores[None, :]]
+    return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong]), dim=0)

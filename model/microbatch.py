@@ -8,6 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from model import distributed
+from model.utils import autocast
 
 SHORTEST = 0.75  # of a padded micro-batch's longest sentence: no more than a quarter of it is padding
 
@@ -67,30 +68,65 @@ def to_device(array, device):
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def encode_rows(encoder, tokens, rows, max_tokens, cache_gradients=False):
-    """Embeddings of some sentences, with their graph. With several processes each encodes its share.
+class Encode:
+    """How a training step's sentences go through the encoder: micro-batches, processes, precision, memory.
 
     Args:
-        encoder: a SentenceEncoder, in whatever mode and precision the caller set.
-        tokens: packed sentences; rows: (n,) indices into them, repeats allowed.
+        encoder: a SentenceEncoder, in whatever mode the caller set.
+        tokens: packed sentences.
         max_tokens: size of a micro-batch, see cut_by_length.
         cache_gradients: forget activations and compute them again, micro-batch by micro-batch, when the loss's
             gradients arrive, with the same dropout: the memory of one micro-batch, the same gradients. This is
             gradient caching (Gao et al. 2021, arXiv:2101.06983) by way of PyTorch's activation checkpointing.
-
-    Returns:
-        (n, d), in the order of `rows`, on every process.
+        precision: "fp32" or "bf16", see autocast.
     """
-    lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
-    order = np.argsort(-lengths, kind="stable")
-    mine = distributed.share(order)
-    encoded = mine if len(mine) else order[:1]  # more processes than sentences: every one has a graph all the same
-    embeddings = []
-    for cut in cut_by_length(lengths[encoded], max_tokens, padded=not encoder.packs):
-        forward, inputs = encoder.collate(tokens, rows[encoded[cut]])
-        if cache_gradients:
-            embeddings.append(checkpoint(forward, *inputs, use_reentrant=False))
-        else:
-            embeddings.append(forward(*inputs))
-    embeddings = distributed.gather(torch.cat(embeddings)[: len(mine)], len(rows))  # in the order of `order`
-    return embeddings[to_device(np.argsort(order), encoder.device)]
+
+    def __init__(self, encoder, tokens, max_tokens, cache_gradients=False, precision="fp32"):
+        self.encoder, self.tokens, self.max_tokens = encoder, tokens, max_tokens
+        self.cache_gradients, self.precision = cache_gradients, precision
+
+    def autocast(self):
+        return autocast(self.precision, self.encoder.device)
+
+    def __call__(self, rows):
+        """Embeddings of sentences, with their graph. With several processes each encodes its share.
+
+        Args:
+            rows: (n,) numbers of sentences, repeats allowed.
+
+        Returns:
+            (n, d) float32, in the order of `rows`, on every process.
+        """
+        order = np.argsort(-self.tokens.lengths_of(rows), kind="stable")
+        mine = distributed.share(order)
+        encoded = mine if len(mine) else order[:1]  # more processes than sentences: every one has a graph all the same
+        embeddings = [self._run(forward, *inputs) for forward, inputs in self._micro_batches(rows[encoded])]
+        embeddings = distributed.gather(torch.cat(embeddings)[: len(mine)], len(rows))  # in the order of `order`
+        return embeddings[to_device(np.argsort(order), self.encoder.device)]
+
+    def token_states(self, rows, hide):
+        """Last states of the tokens that `hide` chose in this process's share of the sentences, with their graph.
+
+        Args:
+            rows: (n,) numbers of sentences.
+            hide: callable ids -> (ids as the encoder is to see them, bool of the same shape: the chosen tokens).
+
+        Yields:
+            ((m, hidden) states, (m,) ids as they were) for each micro-batch.
+        """
+        order = np.argsort(-self.tokens.lengths_of(rows), kind="stable")
+        mine = distributed.share(order)
+        for _, (ids, shape) in self._micro_batches(rows[mine if len(mine) else order[:1]]):
+            hidden, chosen = hide(ids)
+            states = self._run(self.encoder.token_states, hidden, shape)
+            yield states[chosen], ids[chosen]
+
+    def _micro_batches(self, rows):
+        for cut in cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs):
+            yield self.encoder.collate(self.tokens, rows[cut])
+
+    def _run(self, forward, *inputs):
+        # autocast keeps a bf16 copy of the weights; were it one for all micro-batches, their gradients would be summed
+        # in bf16, too
+        with self.autocast():
+            return checkpoint(forward, *inputs, use_reentrant=False) if self.cache_gradients else forward(*inputs)

@@ -10,7 +10,7 @@ POOLINGS = (
 NEEDS_ALL_LAYERS = ("mean_first_last", "mean_top2")
 
 
-def token_states(outputs, pooling):
+def states_to_pool(outputs, pooling):
     """The states that are pooled, (n, length, hidden).
 
     Args:

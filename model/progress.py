@@ -20,8 +20,7 @@ class Progress:
 
     Args:
         run: the RunFolder, whose states an error message names.
-        first_step, total_steps: what is to be done; those before were done by the run that is resumed.
-        batch_size, epoch_size: examples in a step and in an epoch.
+        total_examples, examples_before: of the whole training, and those that the run that is resumed has seen.
         seconds: of training so far, evaluations and saving not counted.
 
     Attributes:
@@ -29,18 +28,12 @@ class Progress:
         examples: examples that those seconds were spent on, in this process's life.
     """
 
-    def __init__(self, run, first_step, total_steps, batch_size, epoch_size, seconds):
-        def examples(steps):
-            epochs, rest = divmod(steps, math.ceil(epoch_size / batch_size))
-            return epochs * epoch_size + rest * batch_size
-
+    def __init__(self, run, total_examples, examples_before, seconds):
         self.run = run
         self.seconds = self.seconds_before = seconds
         self.examples = 0
         hidden = None if distributed.rank() == 0 else True  # None: where stderr is no terminal
-        self.bar = tqdm(
-            total=examples(total_steps), initial=examples(first_step - 1), desc="train", unit="triplet", disable=hidden
-        )
+        self.bar = tqdm(total=total_examples, initial=examples_before, desc="train", unit="example", disable=hidden)
         self.open_window()
 
     def __enter__(self):
@@ -53,12 +46,15 @@ class Progress:
     def open_window(self):
         self.losses, self.window_examples, self.since = [], 0, time.perf_counter()
 
-    def step(self, step, loss, lr, examples, best_score):
+    def examples_in(self, examples):
+        """Note the examples of a batch."""
+        self.window_examples += examples
+        self.bar.update(examples)
+
+    def step(self, step, loss, lr, best_score):
         """Note one step; its loss stays on the device, because fetching it would wait for the GPU."""
         self.losses.append(loss)
-        self.window_examples += examples
         self.last_step, self.lr, self.best_score = step, lr, best_score
-        self.bar.update(examples)
 
     def close_window(self):
         """The window's part of a row of the log.
@@ -77,7 +73,7 @@ class Progress:
         self.seconds += seconds
         self.examples += self.window_examples
         mean = math.fsum(losses) / len(losses)
-        self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score:.2f}")
+        self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score or math.nan:.2f}")
         return {"loss": mean, "lr": self.lr, "examples_per_second": self.window_examples / seconds}
 
     @property

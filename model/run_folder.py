@@ -20,7 +20,7 @@ LOG_FILE = "log.csv"
 STATES_FOLDER = "state"
 BOARD_FOLDER = "tensorboard"
 FILES = (CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE, REJECTED_FILE)
-NAMES = (*FILES, MODEL_FOLDER, STATES_FOLDER, BOARD_FOLDER)
+NAMES = (STATES_FOLDER, *FILES, MODEL_FOLDER, BOARD_FOLDER)  # states first: none may be left without its config
 LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in FILES))  # of a run that was killed while it saved
 
 
@@ -52,11 +52,8 @@ class RunFolder:
         self.states = States(self.path / STATES_FOLDER, keep_states)
         self._writes = distributed.rank() == 0
         distributed.same_everywhere(json.dumps(settings(config), sort_keys=True))
-        differences = []
-        if resume and (self.path / CONFIG_FILE).is_file():
-            before, now = settings(read_json(self.path / CONFIG_FILE)), settings(config)
-            names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-            differences = [f"{name} (then {before.get(name)}, now {now.get(name)})" for name in names]
+        resume = resume and (self.path / CONFIG_FILE).is_file()
+        differences = _differences(settings, self.path / CONFIG_FILE, config) if resume else []
         step = distributed.everyones(self.states.newest() if resume and self._writes else None)[0]
         if step is not None and differences:
             raise UserError(
@@ -65,21 +62,23 @@ class RunFolder:
             )
         self.state = None if step is None else self.states.load(step)
         if self._writes:
-            # a run that was killed before its first state is the same run again
-            in_place = resume and (step is not None or (not differences and (self.path / CONFIG_FILE).is_file()))
-            self._prepare(in_place, config)
+            # a run that was killed before its first state is begun again in its place
+            begun = resume and not differences and self._best_step() == 0
+            self._prepare(begun or step is not None, config)
         self.board = None
         if tensorboard and self._writes:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(self.path / BOARD_FOLDER, purge_step=None if step is None else step + 1)
+            self.board = SummaryWriter(self.path / BOARD_FOLDER, purge_step=0 if step is None else step + 1)
 
     def _prepare(self, in_place, config):
         self.path.mkdir(parents=True, exist_ok=True)
         for pattern in LEFTOVERS:
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        if not in_place:
+        if in_place:
+            (self.path / REJECTED_FILE).unlink(missing_ok=True)  # will be written again
+        else:
             self._make_way()
         if self.state is None:
             self._write_json(CONFIG_FILE, config)
@@ -117,6 +116,10 @@ class RunFolder:
         if self._writes:
             self.states.save(step, {**state, "log": (self.path / LOG_FILE).read_text(encoding="utf-8")})
 
+    def _best_step(self):
+        path = self.path / METRICS_FILE
+        return read_json(path).get("step") if path.is_file() else 0
+
     def _write_json(self, name, value):
         with write_atomically(self.path / name) as file:
             file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
@@ -131,6 +134,17 @@ class RunFolder:
             for path in in_the_way:
                 path.rename(previous / path.name)
             print(f"{self.path} was in use; what was there is kept in {previous}", file=sys.stderr)
+
+
+def _differences(settings, path, config):
+    """What a run that is resumed has not in common with the config at `path`, in words."""
+    now = settings(config)
+    try:
+        before = settings(read_json(path))
+    except (KeyError, TypeError, AttributeError):
+        return [f"{path.name} (of another version of this program)"]
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [f"{name} (then {before.get(name)}, now {now.get(name)})" for name in names]
 
 
 def check_run_folder(path):

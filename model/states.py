@@ -1,4 +1,4 @@
-"""Training states on disk: whole or not there, verified, the newest good one found again."""
+"""Training states: what is in them, and how they lie on disk (whole or not there, verified)."""
 
 import hashlib
 import json
@@ -8,6 +8,36 @@ import torch
 
 from data.errors import RunError, UserError
 from data.files import read_json, write_atomically
+from model import distributed
+
+
+def training_state(step, done, best, progress, model, optimizer, schedule):
+    """All that `restore` needs to go on as if nothing had happened."""
+    random = {"cpu": torch.get_rng_state()}
+    if model["encoder"].device.type != "cpu":
+        random["device"] = torch.get_device_module(model["encoder"].device).get_rng_state()
+    return {
+        "step": step,
+        "done": done,
+        "best": best,
+        "seconds": progress.seconds,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": distributed.everyones(random),  # of every process
+    }
+
+
+def restore(state, model, optimizer, schedule):
+    """Undo `training_state`: (first step to do, done, best, seconds so far)."""
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    random = state["random"][distributed.rank()]
+    torch.set_rng_state(random["cpu"])
+    if "device" in random:
+        torch.get_device_module(model["encoder"].device).set_rng_state(random["device"])
+    return state["step"] + 1, state["done"], state["best"], state["seconds"]
 
 
 class States:
@@ -42,7 +72,9 @@ class States:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's writer hides it
             reason = getattr(cause, "strerror", None) or str(error).split("\n")[0]
             raise RunError(f"{path}: the state could not be written ({reason}); {self.last_words()}") from None
-        kept = {manifest.stem for manifest in self._manifests()[: self.keep]}
+        # newer ones, damaged or from before this resumption, are of a future that did not happen
+        until_now = [manifest for manifest in self._manifests() if manifest.stem <= path.stem]
+        kept = {manifest.stem for manifest in until_now[: self.keep]}
         for file in self.folder.glob("*step-*"):  # among them what a killed process left half-written
             if file.stem not in kept:
                 file.unlink(missing_ok=True)

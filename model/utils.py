@@ -29,8 +29,10 @@ def resolve_precision(precision, device):
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-        has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+        names = ("avx512_bf16", "amx_bf16", "bf16")
+        known = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")
+        capabilities = torch.cpu.get_capabilities() if known else {}
+        has_bf16 = any(capabilities.get(name) for name in names)
     return "bf16" if has_bf16 else "fp32"
 
 

@@ -24,8 +24,8 @@ from transformers import AutoConfig, BertModel
 
 import train
 from data.tokenize import load_tokenizer
-from model.checkpoint import CHECKPOINT_FILE, MINI
-from model.run_folder import LOG_FILE, STATES_FOLDER
+from model.checkpoint import CHECKPOINT_FILE, MINI, MODEL_FOLDER
+from model.run_folder import LOG_FILE, METRICS_FILE, STATES_FOLDER
 from model.states import States
 from tests.conftest import SAMPLE
 
@@ -121,12 +121,13 @@ def what_is_left(run):
     state = states.load(STEPS)
     with (run / LOG_FILE).open(encoding="utf-8") as file:
         losses = [(row["step"], row["loss"], row["lr"], row["avg"]) for row in csv.DictReader(file)]
-    best = torch.load(run / CHECKPOINT_FILE, weights_only=True)["model"]
-    return {
-        "losses": losses,
-        "best": best,
-        **{name: state[name] for name in ("encoder", "optimizer", "random", "best")},
+    best = {
+        "file": torch.load(run / CHECKPOINT_FILE, weights_only=True)["model"],
+        "folder": (run / MODEL_FOLDER / "model.safetensors").read_bytes(),
+        "metrics": (run / METRICS_FILE).read_text(),
     }
+    del state["seconds"], state["log"]  # times differ
+    return {"losses": losses, "best": best, "state": state}
 
 
 def assert_same(expected, found, where):

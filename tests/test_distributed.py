@@ -1,6 +1,5 @@
 """Several processes: gloo on the CPU, forked from this one; and once by the real torchrun."""
 
-import functools
 import os
 import signal
 import socket
@@ -19,8 +18,8 @@ from data.nli import read_triplets
 from data.tokenize import tokenize
 from model import distributed
 from model.checkpoint import load_encoder
-from model.microbatch import encode_rows
-from model.objectives import simcse
+from model.microbatch import Encode
+from model.objectives import SimCSE
 from model.progress import Progress
 from model.states import States
 from tests.conftest import ROOT, SAMPLE
@@ -77,8 +76,8 @@ def step(tiny_bert):
 
     def loss_and_gradients(n, cache_gradients=False):
         encoder.zero_grad()
-        encode = functools.partial(encode_rows, encoder, tokens, max_tokens=200, cache_gradients=cache_gradients)
-        loss = simcse(encode, examples[:n], 0.05)
+        encode = Encode(encoder, tokens, 200, cache_gradients)
+        loss = SimCSE([32], temperature=0.05)(encode, examples[:n])
         loss.backward()
         distributed.average_gradients(list(encoder.parameters()))
         return loss.item(), {name: p.grad.clone() for name, p in encoder.named_parameters()}
@@ -102,7 +101,7 @@ def test_the_step_equals_that_of_one_process(step, world, n):
         with distributed.processes(torch.device("cpu")):
             for cache_gradients in (False, True):
                 loss, gradients = step(n, cache_gradients)
-                assert abs(loss - expected_loss) < 1e-6
+                assert loss == pytest.approx(expected_loss, rel=1e-6)
                 assert difference(gradients, expected) < 1e-6
 
     assert on_processes(world, compare) == [0] * world
@@ -114,7 +113,7 @@ def test_more_processes_than_sentences(step):
     def compare(rank):
         with distributed.processes(torch.device("cpu")):
             loss, gradients = step(1)
-            assert abs(loss - expected_loss) < 1e-6
+            assert loss == pytest.approx(expected_loss, rel=1e-6)
             assert difference(gradients, expected) < 1e-6
 
     assert on_processes(5, compare) == [0] * 5

@@ -97,11 +97,11 @@ def test_impossible_settings_are_refused_with_the_choices(tiny_bert):
     electra = ElectraModel(
         ElectraConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     )
-    with pytest.raises(UserError, match="ElectraModel has no pooler; choose one of cls, mean, mean_first_last"):
+    with pytest.raises(UserError, match="ElectraModel has no pooler; choose one of cls, mean$"):
         SentenceEncoder(electra, tokenizer, "pooler")
-    with pytest.raises(UserError, match="needs two layers"):
+    with pytest.raises(UserError, match="ElectraModel has one layer; choose one of cls, mean$"):
         SentenceEncoder(electra, tokenizer, "mean_top2")
-    with pytest.raises(UserError, match="choose one of pooler, cls, mean"):
+    with pytest.raises(UserError, match="--pooling max: choose one of cls, mean$"):
         SentenceEncoder(electra, tokenizer, "max")
     with pytest.raises(UserError, match="--max_len 65: this model takes 3 to 64 tokens"):
         load_encoder(tiny_bert, max_len=65)

@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_a_signal_saves_and_resumes_to_the_same_weights(run, monkeypatch, capsys
     assert States(tmp_path / "stopped" / "state").newest() == 5
     stopped = run("stopped", "--resume")
     assert "going on after step 5" in capsys.readouterr().err
-    assert_same_weights(final(whole)["encoder"], final(stopped)["encoder"])
+    assert_same_weights(final(whole)["model"], final(stopped)["model"])
     assert_same_weights(load_encoder(whole).state_dict(), load_encoder(stopped).state_dict())
     assert json.loads((whole / "dev_metrics.json").read_text()) == json.loads(
         (stopped / "dev_metrics.json").read_text()
@@ -94,7 +95,7 @@ def test_a_signal_saves_and_resumes_to_the_same_weights(run, monkeypatch, capsys
 @pytest.mark.parametrize("damage", ["torn", "flipped", "no manifest", "bad manifest"])
 def test_a_damaged_state_is_noticed(run, monkeypatch, capsys, damage):
     whole = run("whole")
-    expected = final(whole)["encoder"]
+    expected = final(whole)["model"]
     newest = whole / "state" / "step-00000016.pt"
     manifest = newest.with_suffix(".json")
     content = bytearray(newest.read_bytes())
@@ -111,7 +112,7 @@ def test_a_damaged_state_is_noticed(run, monkeypatch, capsys, damage):
     messages = capsys.readouterr().err
     assert "going on after step 14" in messages
     assert (f"{newest}: this state is damaged" in messages) == (damage != "no manifest")
-    assert_same_weights(expected, final(whole)["encoder"])
+    assert_same_weights(expected, final(whole)["model"])
 
 
 def test_no_good_state_starts_anew_and_overwrites_nothing(run, capsys):
@@ -121,6 +122,70 @@ def test_no_good_state_starts_anew_and_overwrites_nothing(run, capsys):
     run("run", "--resume", "--seed", "2")
     assert "starting: no state to resume" in capsys.readouterr().err
     assert len(list((folder / "previous-1" / "state").glob("*.pt"))) == 3
+
+
+def test_states_after_damaged_ones_are_kept(run, monkeypatch, capsys):
+    """All states damaged, the run begun again and killed again: what it saved counts, what was damaged goes."""
+    whole = run("whole")
+    folder = run("run")
+    for state in (folder / "state").glob("*.pt"):
+        state.write_bytes(b"")
+    (folder / "dev_metrics.json").unlink()  # killed before its first best checkpoint
+    with monkeypatch.context() as patch:
+        stop_at(3, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("run", "--resume")
+    assert sorted(file.name for file in (folder / "state").glob("*.pt")) == ["step-00000002.pt", "step-00000003.pt"]
+    assert not (folder / "previous-1").exists()
+    run("run", "--resume")
+    assert "going on after step 3" in capsys.readouterr().err
+    assert_same_weights(final(whole)["model"], final(folder)["model"])
+
+
+def test_resume_without_states_overwrites_no_good_checkpoint(run, capsys):
+    folder = run("run")
+    best = load_encoder(folder).state_dict()
+    shutil.rmtree(folder / "state")  # to save space
+    run("run", "--resume", "--max_steps", "2")
+    run("other")
+    shutil.rmtree(folder.parent / "other" / "state")
+    run("other", "--resume")
+    for kept in (folder / "previous-1", folder.parent / "other" / "previous-1"):
+        assert_same_weights(best, load_encoder(kept).state_dict())
+
+
+def test_a_second_sigterm_waits_and_a_second_ctrl_c_does_not(run, monkeypatch, tmp_path):
+    def twice(number):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:  # Slurm and torchrun send one each
+        stop_at(3, patch, lambda: twice(signal.SIGTERM))
+        with pytest.raises(SystemExit) as exit_info:
+            run("term")
+    assert exit_info.value.code == 143 and States(tmp_path / "term" / "state").newest() == 3
+    with monkeypatch.context() as patch:
+        stop_at(3, patch, lambda: twice(signal.SIGINT))
+        with pytest.raises(SystemExit) as exit_info:
+            run("int")
+    assert exit_info.value.code == 130 and States(tmp_path / "int" / "state").newest() == 2
+
+
+def test_resume_of_a_run_by_an_earlier_version(run, capsys):
+    folder = run("run")
+    config = json.loads((folder / "train_config.json").read_text())
+    del config["precision"]
+    (folder / "train_config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as exit_info:
+        run("run", "--resume")
+    assert exit_info.value.code == 2 and "of another version of this program" in capsys.readouterr().err
+
+
+def test_resuming_from_a_model_in_the_run_folder_is_refused(run, capsys):
+    folder = run("run")
+    with pytest.raises(SystemExit) as exit_info:
+        run("run", "--resume", "--model", str(folder / "nli_checkpoint.pt"))
+    assert exit_info.value.code == 2 and "is in --output_dir" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_left_as_it_is(run, capsys):
@@ -141,7 +206,8 @@ def test_other_settings_are_refused(run, capsys, tmp_path):
         ("--compile",): "--compile (then False, now True)",
         ("--precision", "bf16"): "--precision (then fp32, now bf16)",
         ("--micro_batch_tokens", "100"): "--micro_batch_tokens (then 8192, now 100)",
-        ("--train_data", str(other)): "--train_data's content",
+        ("--train_data", str(other)): "tasks (objective, weight, batch size, SHA-256 of the data) (then [['simcse'",
+        ("--batch_size", "51"): "tasks (objective, weight",
     }.items():
         with pytest.raises(SystemExit) as exit_info:
             run("run", "--max_steps", "4", "--precision", "fp32", "--resume", *more)
@@ -158,7 +224,7 @@ def test_flags_that_change_nothing_may_change(run, monkeypatch):
             run("stopped")
     stopped = run("stopped", "--resume", "--cache_gradients", "--save_steps", "5", "--keep_states", "1")
     assert [file.name for file in (stopped / "state").glob("*.pt")] == ["step-00000016.pt"]
-    assert_same_weights(final(whole)["encoder"], final(stopped)["encoder"])
+    assert_same_weights(final(whole)["model"], final(stopped)["model"])
 
 
 def test_the_log_goes_on(run, monkeypatch):
@@ -191,7 +257,7 @@ def test_a_full_disk_leaves_the_last_good_state(run, monkeypatch, capsys, tmp_pa
     message = capsys.readouterr().err.splitlines()[-1]
     assert "step-00000006.pt: the state could not be written" in message and "that of step 4" in message
     assert States(tmp_path / "run" / "state").newest() == 4
-    assert_same_weights(final(run("whole"))["encoder"], final(run("run", "--resume"))["encoder"])
+    assert_same_weights(final(run("whole"))["model"], final(run("run", "--resume"))["model"])
 
 
 def test_not_a_number_never_reaches_the_disk(run, monkeypatch, capsys, tmp_path):
@@ -210,7 +276,7 @@ def test_not_a_number_never_reaches_the_disk(run, monkeypatch, capsys, tmp_path)
     message = capsys.readouterr().err.splitlines()[-1]
     assert "the loss is nan at step 6" in message and "the last good state is that of step 4" in message
     assert all(value.isfinite().all() for value in load_encoder(tmp_path / "run").state_dict().values())
-    assert all(value.isfinite().all() for value in final(tmp_path / "run")["encoder"].values())
+    assert all(value.isfinite().all() for value in final(tmp_path / "run")["model"].values())
 
 
 def test_weights_that_are_not_numbers_never_reach_the_disk(run, monkeypatch, tmp_path):
@@ -230,7 +296,15 @@ def test_weights_that_are_not_numbers_never_reach_the_disk(run, monkeypatch, tmp
     assert States(tmp_path / "run" / "state").newest() == 4
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+)
 def test_out_of_memory_is_a_sentence(run, monkeypatch, capsys, error):
     stop_at(3, monkeypatch, lambda: (_ for _ in ()).throw(error))
     with pytest.raises(SystemExit) as exit_info:
@@ -273,24 +347,27 @@ def test_max_grad_norm(run):
     assert norms[0] == pytest.approx(1e-3 * 0.001**0.5, rel=1e-3) and norms[1] > 10 * norms[0]
 
 
-def test_states_save_refuses_nothing_it_cannot_read_again(tmp_path):
+def test_states_on_disk(tmp_path):
     states = States(tmp_path / "state", keep=1)
     states.save(3, {"tensor": torch.arange(3), "text": "가", "nested": [{"x": 1.5}]})
     assert states.newest() == 3 and states.load(3)["nested"] == [{"x": 1.5}]
     (tmp_path / "state" / ".step-00000009.pt.12.partial").write_bytes(b"half")
     states.save(5, {})
     assert sorted(file.name for file in (tmp_path / "state").iterdir()) == ["step-00000005.json", "step-00000005.pt"]
-    (tmp_path / "state").chmod(0o500)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="could not be written"):
         States(tmp_path / "file").save(1, {})
 
 
 def test_tensorboard_and_plots(run, fails, monkeypatch, tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     import model.plots
 
     folder = run("run", "--tensorboard")
-    assert list((folder / "tensorboard").glob("events.out.*"))
+    (events,) = (folder / "tensorboard").glob("events.out.*")
+    board = EventAccumulator(str(events)).Reload()
+    assert [scalar.step for scalar in board.Scalars("cosine_spearman")] == [0, 4, 8, 12, 16]
     other = run("other", "--seed", "2")
     model.plots.main([str(folder), str(other), "--output", str(tmp_path / "runs.png")])
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
@@ -307,4 +384,4 @@ def test_the_last_line_and_a_quiet_log(run, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert "cpu in fp32" in lines[0]
     assert [line.split(":")[0] for line in lines[1:]] == ["step 0", "step 4", "step 8", "step 12", "step 16", "best"]
-    assert all(words in lines[-1] for words in ("dev cosine_spearman", "s of training", "triplets/s", "peak memory"))
+    assert all(words in lines[-1] for words in ("dev cosine_spearman", "s of training", "examples/s", "peak memory"))

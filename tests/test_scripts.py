@@ -187,7 +187,9 @@ def test_repeated_flags_add_up(tiny_bert, tmp_path):
         flags += [f"--{name}_data", str(file)]
     (tmp_path / "more.tsv").write_text("가\t나\t다\n", encoding="utf-8")
     train.main([*flags, "--train_data", str(tmp_path / "more.tsv")])
-    assert json.loads((tmp_path / "run" / "train_config.json").read_text(encoding="utf-8"))["triplets"] == 401
+    assert (
+        json.loads((tmp_path / "run" / "train_config.json").read_text(encoding="utf-8"))["tasks"][0]["examples"] == 401
+    )
 
 
 def test_scores_before_a_bad_model_are_kept(run_folder, tmp_path, capsys):
@@ -204,7 +206,7 @@ def test_bad_rows_are_skipped_counted_and_kept_in_the_run_folder(tiny_bert, tmp_
     argv = list(map(str, [*train_with(model=tiny_bert, train_data=tmp_path / "bad.tsv"), "--epochs", 1]))
     for _ in range(2):
         train.main([*argv, "--on_bad_row", "skip", "--output_dir", str(tmp_path / "run")])
-        assert "train: 40 triplets" in (err := capsys.readouterr().err)
+        assert "train: 40 for simcse" in (err := capsys.readouterr().err)
         assert f"dropped: 1 wrong number of columns (first: {tmp_path / 'bad.tsv'}, line 21)" in err
     for folder in (tmp_path / "run", tmp_path / "run" / "previous-1"):
         assert json.loads((folder / "rejected_rows.jsonl").read_text())["row"] == ["둘", "뿐"]
@@ -250,7 +252,7 @@ def test_kornlu_is_found_by_default(tiny_bert, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "FOLDER", folder)
     monkeypatch.chdir(tmp_path)
     train.main(["--model", str(tiny_bert), "--epochs", "1"])
-    assert "train: 40 triplets of 120 sentences; dev: 200 pairs" in capsys.readouterr().err
+    assert "train: 40 for simcse; 120 sentences; dev: 200 pairs" in capsys.readouterr().err
     evaluate.main([])
     assert capsys.readouterr().out.count("\n") == 3
 

@@ -1,7 +1,6 @@
 """The training step and loop: equal to the padded, plain one; deterministic; what a run leaves behind."""
 
 import csv
-import functools
 import itertools
 import json
 import math
@@ -20,14 +19,14 @@ from data.tokenize import tokenize
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS
-from model.microbatch import cut_by_length, encode_rows
-from model.objectives import simcse
-from model.pooling import POOLINGS, token_states
+from model.microbatch import Encode, cut_by_length
+from model.objectives import SimCSE
+from model.pooling import POOLINGS, states_to_pool
 from model.progress import LOG_COLUMNS
 from model.states import States
-from model.trainer import linear_schedule, parameter_groups
+from model.trainer import Task, linear_schedule, parameter_groups
 from model.trainer import train as run_training
-from model.utils import autocast, resolve_precision
+from model.utils import resolve_precision
 from tests.conftest import ROOT, SAMPLE
 
 
@@ -38,6 +37,9 @@ def batch(tiny_bert):
     sentences, examples = sentences[:48], examples[:16]  # every sentence is a new one there
     encoder = load_encoder(tiny_bert, dropout=0.0, training=True)
     return encoder, sentences, tokenize(sentences, encoder.tokenizer, 50), examples
+
+
+simcse = SimCSE(dims=[32], temperature=0.05)
 
 
 def gradients(encoder, loss):
@@ -53,8 +55,8 @@ def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_to
     _, sentences, tokens, examples = batch
     encoder = load_encoder(tiny_bert, pooling, dropout=0.0, training=True)
     encoder._packable = packed
-    encode = functools.partial(encode_rows, encoder, tokens, max_tokens=max_tokens)
-    loss = simcse(encode, examples, temperature=0.05)
+    encode = Encode(encoder, tokens, max_tokens)
+    loss = simcse(encode, examples)
     ours = gradients(encoder, loss)
 
     bert = BertModel.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -63,7 +65,7 @@ def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_to
         texts = [sentences[i] for i in examples[:, column]]
         inputs = encoder.tokenizer(texts, padding="max_length", truncation=True, max_length=50, return_tensors="pt")
         outputs = bert(**inputs, output_hidden_states=True)
-        states = token_states(outputs, pooling)
+        states = states_to_pool(outputs, pooling)
         if pooling == "pooler":
             return outputs.pooler_output
         if pooling == "cls":
@@ -71,7 +73,7 @@ def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_to
         mask = inputs["attention_mask"][..., None]
         return (states * mask).sum(1) / mask.sum(1)
 
-    expected_loss = contrastive_loss(padded(0), padded(1), padded(2), 0.05)
+    expected_loss = contrastive_loss(padded(0), padded(1), [padded(2)], 0.05)
     expected = gradients(bert, expected_loss)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     assert set(ours) == {f"bert.{name}" for name in expected}
@@ -88,7 +90,7 @@ def test_the_last_layer_computes_first_tokens_alone(tiny_bert, batch):
         encoder.bert.encoder.layer[-1].intermediate.register_forward_hook(
             lambda module, inputs, output, pooling=pooling: seen.__setitem__(pooling, output.shape[:-1].numel())
         )
-        encode_rows(encoder, tokens, examples[:, 0], max_tokens=10_000)
+        Encode(encoder, tokens, 10_000)(examples[:, 0])
     assert seen == {"cls": 16, "mean": tokens.lengths[examples[:, 0]].sum()}
 
 
@@ -101,19 +103,15 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, pa
     found = []
     for cache_gradients in (False, True):
         torch.manual_seed(3)
-
-        def encode(rows, cache_gradients=cache_gradients):
-            with autocast(precision, torch.device("cpu")):
-                return encode_rows(encoder, tokens, rows, 100, cache_gradients)
-
-        found.append(gradients(encoder, simcse(encode, examples, 0.05)))
+        encode = Encode(encoder, tokens, 100, cache_gradients, precision)
+        found.append(gradients(encoder, simcse(encode, examples)))
         after = torch.get_rng_state()
         found.append({"the next random numbers": after})
     for plain, cached in zip(found[:2], found[2:]):
         assert all(torch.equal(plain[name], cached[name]) for name in plain)
     torch.manual_seed(4)
-    encode = functools.partial(encode_rows, encoder, tokens, max_tokens=100)
-    other = gradients(encoder, simcse(encode, examples, 0.05))
+    encode = Encode(encoder, tokens, 100)
+    other = gradients(encoder, simcse(encode, examples))
     assert not all(torch.equal(found[0][name], other[name]) for name in other)  # dropout was on
 
 
@@ -121,13 +119,9 @@ def test_bf16_is_near_fp32_and_keeps_weights_and_loss(batch):
     encoder, _, tokens, examples = batch
 
     def step(precision):
-        def encode(rows):
-            with autocast(precision, torch.device("cpu")):
-                embeddings = encode_rows(encoder, tokens, rows, 400)
-            assert embeddings.dtype == torch.float32
-            return embeddings
-
-        loss = simcse(encode, examples, 0.05)
+        encode = Encode(encoder, tokens, 400, precision=precision)
+        assert encode(examples[:, 0]).dtype == torch.float32
+        loss = simcse(encode, examples)
         return loss, torch.cat([g.flatten() for g in gradients(encoder, loss).values()])
 
     (loss, gradient), (loss16, gradient16) = step("fp32"), step("bf16")
@@ -149,16 +143,16 @@ def test_compile(tiny_bert, batch):
     _, _, tokens, examples = batch
     counter = CompileCounter()
     encoder = load_encoder(tiny_bert, dropout=0.0, training=True).train()
-    encode = functools.partial(encode_rows, encoder, tokens, max_tokens=200)
-    expected = gradients(encoder, simcse(encode, examples, 0.05))
+    encode = Encode(encoder, tokens, 200)
+    expected = gradients(encoder, simcse(encode, examples))
     encoder.compile(dynamic=True, backend=counter)
     assert not encoder.packs
-    found = gradients(encoder, simcse(encode, examples, 0.05))
+    found = gradients(encoder, simcse(encode, examples))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
     compilations = counter.frame_count
     for start in range(0, 12, 3):  # other numbers of sentences, other lengths
-        simcse(encode, examples[start : start + 4], 0.05)
+        simcse(encode, examples[start : start + 4])
     assert counter.frame_count <= compilations + 1 and compilations > 0
 
 
@@ -227,7 +221,6 @@ class Recorder:
 
 
 SETTINGS = {
-    "batch_size": 5,
     "lr": 1e-3,
     "warmup_ratio": 0.25,
     "weight_decay": 0.01,
@@ -235,8 +228,12 @@ SETTINGS = {
     "save_steps": 2,
     "select_by": "cosine_spearman",
     "seed": 1,
-    "micro_batch_tokens": 200,
 }
+
+
+def fit(encoder, tokens, examples, objective, evaluate, run, epochs):
+    task = Task(objective, examples, None, batch_size=5)
+    return run_training(Encode(encoder, tokens, 200), [task], evaluate, run, epochs=epochs, **SETTINGS)
 
 
 def metrics_of(score):
@@ -247,10 +244,9 @@ def test_the_loop_equals_a_textbook_loop(tiny_bert, batch):
     """The same steps, written out: padded batches, AdamW, the learning rate by hand."""
     _, sentences, tokens, examples = batch
     ours, slow = (load_encoder(tiny_bert, dropout=0.0, training=True) for _ in range(2))
-    objective = functools.partial(simcse, temperature=0.05)
     scores = itertools.count()  # better every time, so that the last weights are the best
     evaluate = lambda e: metrics_of(next(scores))  # noqa: E731
-    run_training(ours, tokens, examples, objective, evaluate, Recorder(), epochs=2, **SETTINGS)
+    fit(ours, tokens, examples, simcse, evaluate, Recorder(), epochs=2)
 
     slow.train()
     optimizer = torch.optim.AdamW(parameter_groups(slow, 0.01), lr=0.0)
@@ -264,7 +260,7 @@ def test_the_loop_equals_a_textbook_loop(tiny_bert, batch):
             rows = examples[order[start : start + 5]]
             embeddings = [slow(**slow.tokenize([sentences[i] for i in column])) for column in rows.T]
             optimizer.zero_grad()
-            contrastive_loss(*embeddings, 0.05).backward()
+            contrastive_loss(*embeddings[:2], embeddings[2:], 0.05).backward()
             optimizer.step()
             step += 1
     assert step == total
@@ -279,9 +275,8 @@ def test_evaluations_and_the_best(tiny_bert, batch):
     encoder = load_encoder(tiny_bert, training=True)
     scores = iter([10.0, 30.0, math.nan, 30.0])
     run = Recorder()
-    objective = functools.partial(simcse, temperature=0.05)
     evaluate = lambda encoder: metrics_of(next(scores))  # noqa: E731
-    best, progress = run_training(encoder, tokens, examples, objective, evaluate, run, epochs=2, **SETTINGS)
+    best, progress = fit(encoder, tokens, examples, simcse, evaluate, run, epochs=2)
     assert [row["step"] for row in run.rows if "avg" in row] == [0, 3, 6, 8]
     assert [metrics["step"] for metrics in run.saved] == [0, 3]
     assert (best["step"], best["cosine_spearman"]) == (3, 30.0)
@@ -293,9 +288,14 @@ def test_evaluations_and_the_best(tiny_bert, batch):
 def test_a_loss_that_is_not_a_number_stops(tiny_bert, batch):
     _, _, tokens, examples = batch
     encoder = load_encoder(tiny_bert, training=True)
-    objective = lambda encode, rows: encode(rows[:, 0]).sum() * math.nan  # noqa: E731
+
+    class NotANumber(SimCSE):
+        def loss(self, columns, rows, labels):
+            return columns[0].sum() * math.nan
+
+    objective = NotANumber([32], 0.05)
     with pytest.raises(RunError, match="the loss is nan at step 1; .* no state had been saved"):
-        run_training(encoder, tokens, examples, objective, lambda e: metrics_of(1.0), Recorder(), epochs=1, **SETTINGS)
+        fit(encoder, tokens, examples, objective, lambda e: metrics_of(1.0), Recorder(), epochs=1)
 
 
 @pytest.fixture
@@ -321,7 +321,11 @@ def test_a_run_leaves_everything(train_flags, tmp_path, capsys):
     best = json.loads((run / "dev_metrics.json").read_text())
     assert best["cosine_spearman"] == max(float(row["cosine_spearman"]) for row in rows if row["cosine_spearman"])
     config = json.loads((run / "train_config.json").read_text())
-    assert config["flags"]["lr"] == 1e-3 and config["flags"]["temperature"] == 0.05 and config["triplets"] == 400
+    assert (
+        config["flags"]["lr"] == 1e-3
+        and config["flags"]["temperature"] == 0.05
+        and config["tasks"][0]["examples"] == 400
+    )
     assert "best: step" in capsys.readouterr().err
 
 
