@@ -77,7 +77,7 @@ def step(tiny_bert):
     def loss_and_gradients(n, cache_gradients=False):
         encoder.zero_grad()
         encode = Encode(encoder, tokens, 200, cache_gradients)
-        loss = SimCSE([32], temperature=0.05)(encode, examples[:n])
+        loss = SimCSE([32], temperature=0.5)(encode, examples[:n])
         loss.backward()
         distributed.average_gradients(list(encoder.parameters()))
         return loss.item(), {name: p.grad.clone() for name, p in encoder.named_parameters()}

@@ -297,7 +297,7 @@ def test_memory_benchmark(capsys):
     argv = ["--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_sizes", "4", "--device", "cpu"]
     memory.main(argv)
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
-    assert row[0] == "4" and float(row[1].replace(",", "")) > 100 and float(row[4]) > 0
+    assert row[0] == "4" and float(row[1].replace(",", "")) > 100 and float(row[4]) >= 0
 
 
 def test_output_dir_is_a_file(fails, tmp_path, tiny_bert):
