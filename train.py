@@ -90,7 +90,7 @@ def parse_flags(argv):
     add("--weight_decay", type=flags.non_negative_float, default=0.0, help="of matrices; never of biases or LayerNorm")
     add("--max_grad_norm", type=flags.positive_float, help="scale gradients of a larger norm down to it")
     add("--temperature", type=flags.positive_float, default=0.05, help="of the contrastive losses")
-    add("--negatives", type=flags.positive_int, default=1, help="contradictions of a premise in an example of simcse")
+    add("--negatives", type=flags.non_negative_int, default=1, help="simcse: hard negatives of an example")
     add(
         "--hard_negative_weight",
         type=flags.positive_float,

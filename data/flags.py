@@ -37,6 +37,10 @@ def positive_int(text):
     return _checked(text, int, lambda value: value >= 1, "a whole number of at least 1")
 
 
+def non_negative_int(text):
+    return _checked(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
 def positive_float(text):
     return _checked(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
 

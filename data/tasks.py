@@ -25,7 +25,7 @@ def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, p
         files: paths, read as one corpus.
         index: {sentence: its number}; sentences that are new go into it.
         dropped: a `Dropped`; encoding, columns: see data.tables.Table.
-        pairing, negatives, seed: of triplets, see data.nli.read_triplets.
+        pairing, negatives, seed: of triplets, see data.nli.read_triplets; 0 negatives leave the contradictions out.
 
     Returns:
         `Examples`.
@@ -35,7 +35,8 @@ def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, p
     """
     labels = None
     if kind == "triplets":
-        sentences, rows = read_triplets(files, pairing, seed, encoding, columns, dropped, negatives)
+        sentences, rows = read_triplets(files, pairing, seed, encoding, columns, dropped, max(1, negatives))
+        rows = rows[:, : 2 + negatives]
     elif kind == "labelled pairs":
         corpus = Corpus()
         for file in files:

@@ -1,0 +1,113 @@
+"""Every objective from scratch on open Korean data: KorSTS dev before and after, KorSTS test once, several seeds.
+
+    python -m benchmarks.objectives --korean FOLDER --seeds 1 2 3 --output_dir output/objectives
+
+FOLDER holds triplets/ (anchor, positive, negative), KorNLU/ and KLUE/ as published and sentences/klue_nli_train.txt.
+Every training starts from mini's random weights, mean pooling, and is a process with one thread; `--jobs` run at a time.
+One that ended before is not run again. Best checkpoints are chosen on KorSTS dev.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import evaluate
+from data import flags
+from data.errors import RunError, one_sentence_errors
+from model.run_folder import LOG_FILE
+
+SHARED = "--pooling mean --lr 5e-4 --warmup_ratio 0.1 --eval_steps 46"
+TRIPLETS = " ".join(
+    f"{{korean}}/triplets/{name}.tsv" for name in ("klue_nli_train", "kornli_snli_sample", "xnli_dev", "xnli_test")
+)
+NLI = "{korean}/KLUE/klue-nli-v1.1_train.json {korean}/KorNLU/KorNLI/snli_1.0_train_sample.ko.tsv"
+NLI += " {korean}/KorNLU/KorNLI/xnli.dev.ko.tsv {korean}/KorNLU/KorNLI/xnli.test.ko.tsv"
+STS = "{korean}/KorNLU/KorSTS/sts-train.tsv"
+SIMCSE = f"--train_data {TRIPLETS} --batch_size 128 --epochs 2"
+TASKS = f"--task simcse:1:128:{TRIPLETS.replace(' ', ',')} --task sts:1:64:{STS} --epochs 1"
+RUNS = {  # name: flags of the stages
+    "simcse": [SIMCSE],
+    "simcse, no hard negatives": [f"{SIMCSE} --negatives 0"],
+    "simcse, duplicates masked": [f"{SIMCSE} --mask_duplicates"],
+    "simcse, hard negatives count twice": [f"{SIMCSE} --hard_negative_weight 2"],
+    "simcse, Matryoshka 64, 128, 256": [f"{SIMCSE} --matryoshka 64,128"],
+    "simcse-unsup": [
+        "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 --epochs 1"
+    ],
+    "sbert-nli": [f"--objective sbert-nli --train_data {NLI} --batch_size 64 --epochs 1"],
+    "sts": [f"--objective sts --train_data {STS} --batch_size 64 --epochs 4"],
+    "sbert-nli, then sts": [
+        f"--objective sbert-nli --train_data {NLI} --batch_size 64 --epochs 1",
+        f"--objective sts --train_data {STS} --batch_size 64 --epochs 4",
+    ],
+    "cosent": [f"--objective cosent --train_data {STS} --batch_size 64 --epochs 4"],
+    "simcse + sts, summed": [f"{TASKS} --mix sum"],
+    "simcse + sts, alternating": [f"{TASKS} --mix alternate"],
+}
+
+
+def train(args, name, seed):
+    """Run the stages of one training; its last run folder."""
+    folder = args.output_dir / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    model = "mini"
+    for number, stage in enumerate(RUNS[name], start=1):
+        run = folder / f"stage-{number}"
+        command = [sys.executable, "train.py", "--model", str(model), "--seed", str(seed), "--output_dir", str(run)]
+        command += f"{SHARED} {stage}".format(korean=args.korean).split() + args.more
+        command += ["--valid_data", f"{args.korean}/KorNLU/KorSTS/sts-dev.tsv", "--resume"]
+        result = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
+        if result.returncode:
+            raise RunError(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}")
+        model = run
+    print(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}", file=sys.stderr, flush=True)
+    return run
+
+
+def dev_scores(run):
+    """(cosine Spearman at step 0, the best one) of a run's log."""
+    with (run / LOG_FILE).open(encoding="utf-8") as file:
+        scores = [float(row["cosine_spearman"]) for row in csv.DictReader(file) if row["cosine_spearman"]]
+    return scores[0], max(scores)
+
+
+def spread(values):
+    """mean (min to max)."""
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+@one_sentence_errors
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--korean", required=True, type=Path, metavar="FOLDER")
+    add("--seeds", nargs="+", type=flags.seed, default=[1, 2, 3])
+    add("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    add("--jobs", type=flags.positive_int, default=os.cpu_count())
+    add("--output_dir", type=Path, default=Path("output/objectives"))
+    add("--more", nargs=argparse.REMAINDER, default=[], help="further flags of train.py")
+    args = parser.parse_args(argv)
+    jobs = [(args, name, seed) for seed in args.seeds for name in args.runs]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = dict(zip(((name, seed) for _, name, seed in jobs), pool.map(lambda job: train(*job), jobs)))
+
+    scores = args.output_dir / "test.json"
+    test = f"{args.korean}/KorNLU/KorSTS/sts-test.tsv"
+    evaluate.main(["--model", *map(str, runs.values()), "--test_data", test, "--json", str(scores)])
+    tested = dict(zip(runs, json.loads(scores.read_text(encoding="utf-8"))))
+    print("\n| objective | dev at step 0 | dev, best | test | test AVG |\n|---|---|---|---|---|")
+    for name in args.runs:
+        first, best = zip(*(dev_scores(runs[name, seed]) for seed in args.seeds))
+        found = [tested[name, seed] for seed in args.seeds]
+        cells = [spread(values) for values in (first, best, [score["cosine_spearman"] for score in found])]
+        print(f"| {name} | {' | '.join(cells)} | {statistics.mean(score['avg'] for score in found):.2f} |")
+
+
+if __name__ == "__main__":
+    main()

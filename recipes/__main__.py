@@ -1,0 +1,141 @@
+"""Train and score a row of the README's table.
+
+    python -m recipes kosimcse-roberta                                     # train, then KorSTS test
+    python -m recipes kosimcse-roberta --dry_run                           # print every setting
+    python -m recipes kosbert --seeds 1 2 3                                # min / mean / max and scores.json
+    python -m recipes kosbert --model mini --snli nli.tsv -- --max_steps 5   # other model, data, flags
+
+A recipe is a text file in this folder: flags of train.py, a line each with its source behind #; [NAME] begins a stage,
+{previous} is the run folder of the stage before, {snli}, {nli}, {sts_train}, {sts_dev} and {sentences} are data.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import evaluate
+import train
+from data import flags
+from data.download import FOLDER
+from data.errors import UserError, one_sentence_errors
+from data.files import require_files, write_atomically
+from model.metrics import CORRELATIONS
+
+RECIPES = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.txt"))}
+DATA = {  # placeholder: files below the folder of KorNLU
+    "snli": ["KorNLI/snli_1.0_train.ko.tsv"],
+    "nli": ["KorNLI/snli_1.0_train.ko.tsv", "KorNLI/multinli.train.ko.tsv"],
+    "sts_train": ["KorSTS/sts-train.tsv"],
+    "sts_dev": ["KorSTS/sts-dev.tsv"],
+    "sts_test": ["KorSTS/sts-test.tsv"],
+    "sentences": [],
+}
+
+
+def parse_flags(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes",
+        description=__doc__.splitlines()[0],
+        epilog="Behind -- stand flags of train.py, for every stage.",
+    )
+    add = parser.add_argument
+    add("name", choices=RECIPES)
+    add("--model", help="start from this instead of the recipe's hub id")
+    kornlu = Path(os.path.relpath(FOLDER))
+    add("--kornlu", default=kornlu, type=Path, metavar="FOLDER", help="with KorNLI/ and KorSTS/ (default: data/KorNLU)")
+    for name, files in DATA.items():
+        what = " and ".join(files) if files else "a sentence a line, such as Korean Wikipedia's"
+        add(f"--{name}", nargs="+", metavar="FILE", help=f"instead of {what}" if files else what)
+    add("--seeds", type=flags.seed, nargs="+", help="one training each (default: the recipe's seed)")
+    add("--output_dir", type=Path, help="(default: output/NAME)")
+    add("--dry_run", action="store_true", help="print the resolved settings alone")
+    argv = sys.argv[1:] if argv is None else list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:end])
+    args.more = argv[end + 1 :]
+    return args
+
+
+def read_recipe(path):
+    """[(stage's name, its words)] of a recipe."""
+    stages = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if begin := re.fullmatch(r"\[(\w+)\]\s*(#.*)?", line):
+            stages.append((begin[1], []))
+        elif words := shlex.split(line, comments=True):
+            stages[-1][1].extend(words)
+    return stages
+
+
+def fill(words, values):
+    """Words with placeholders replaced: {name} alone becomes its files, inside a word they are joined by commas."""
+    filled = []
+    for word in words:
+        if word[:1] == "{" and word[-1:] == "}":
+            filled += values[word[1:-1]]
+        else:
+            filled.append(re.sub(r"\{(\w+)\}", lambda name: ",".join(values[name[1]]), word))
+    return filled
+
+
+def stages_of(args, seed):
+    """[(run folder, flags for train.py)] of one training."""
+    folder = args.output_dir or Path("output") / args.name
+    folder = folder if seed is None else folder / f"seed-{seed}"
+    data = {name: getattr(args, name) or [str(args.kornlu / file) for file in files] for name, files in DATA.items()}
+    stages = []
+    for number, (stage, words) in enumerate(read_recipe(RECIPES[args.name])):
+        if any("{sentences}" in word for word in words) and not data["sentences"]:
+            raise UserError(f"{args.name}: name its sentences, one a line, with --sentences FILE")
+        argv = fill(words, {**data, "previous": [str(stages[-1][0])] if stages else []})
+        if args.model and number == 0:
+            argv += ["--model", args.model]
+        argv += [] if seed is None else ["--seed", str(seed)]
+        run = folder / stage
+        stages.append((run, [*argv, "--valid_data", *data["sts_dev"], "--output_dir", str(run), *args.more]))
+    return stages
+
+
+@one_sentence_errors
+def main(argv=None):
+    args = parse_flags(argv)
+    trainings = [stages_of(args, seed) for seed in args.seeds or [None]]
+    if args.dry_run:
+        for run, flags_of_train in trainings[0]:
+            print(f"{run}: train.py {shlex.join(flags_of_train)}")
+            for name, value in vars(train.parse_flags(flags_of_train)).items():
+                print(f"  --{name} {value}")
+        return
+    test = args.sts_test or [str(args.kornlu / file) for file in DATA["sts_test"]]
+    require_files(test)
+    for stages in trainings:
+        for run, flags_of_train in stages:
+            print(f"== {args.name}: {run} ==", file=sys.stderr)
+            train.main(flags_of_train)
+    runs = [str(stages[-1][0]) for stages in trainings]
+    scores = (args.output_dir or Path("output") / args.name) / "scores.json"
+    evaluate.main(["--model", *runs, "--test_data", *test, "--json", str(scores)])
+    if len(runs) > 1:
+        summarise(scores)
+
+
+def summarise(path):
+    """Append min, mean and max over the seeds to the table, and write them into the JSON file."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    names = ["avg", *CORRELATIONS]
+    columns = {name: [result[name] for result in results if result[name] is not None] for name in names}
+    summary = {}
+    for word, function in (("min", min), ("mean", lambda values: sum(values) / len(values)), ("max", max)):
+        summary[word] = {name: function(values) if values else None for name, values in columns.items()}
+        cells = [f"{value:.2f}" if value is not None else "nan" for value in summary[word].values()]
+        print(f"| {word} | " + " | ".join(cells) + " |")
+    with write_atomically(path) as file:
+        file.write((json.dumps({"runs": results, **summary}, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

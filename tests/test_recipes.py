@@ -1,0 +1,89 @@
+"""Recipes: every one resolves, and starts and ends on a tiny model with data that is here."""
+
+import json
+import re
+
+import pytest
+
+from data.files import read_json
+from recipes.__main__ import RECIPES, fill, main, read_recipe
+from tests.conftest import ROOT, SAMPLE
+
+NAMES = (
+    *("kosbert-skt", "kosbert", "kosroberta", "kosentencebart", "kosentencet5", "kosimcse-bert-skt", "kosimcse-bert"),
+    *("kosimcse-roberta", "kosimcse-bert-multitask", "kosimcse-roberta-multitask", "kosimcse-unsup-bert"),
+    "kosimcse-unsup-roberta",
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Flags that name data made from the sample."""
+    triplets = [line.split("\t") for line in (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines()][:60]
+    nli, sentences = tmp_path / "nli.tsv", tmp_path / "sentences.txt"
+    rows = [f"{a}\t{p}\tentailment\n{a}\t{n}\tcontradiction\n" for a, p, n in triplets]
+    nli.write_text("sentence1\tsentence2\tgold_label\n" + "".join(rows), encoding="utf-8")
+    sentences.write_text("".join(f"{row[0]}\n" for row in triplets), encoding="utf-8")
+    sts = {"sts_train": "valid_sts.tsv", "sts_dev": "valid_sts.tsv", "sts_test": "test_sts.tsv"}
+    flags = ["--nli", nli, "--snli", nli, "--sentences", sentences]
+    for name, file in sts.items():
+        flags += [f"--{name}", SAMPLE / file]
+    return list(map(str, flags))
+
+
+def test_every_row_has_its_recipe():
+    assert set(RECIPES) == set(NAMES)
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in table for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_resolve(name, capsys):
+    """Every value of the file is the setting that a dry run prints; every file names its hub id and its sources."""
+    main([name, "--dry_run", "--sentences", "wiki.txt"])
+    out = capsys.readouterr().out
+    for _, words in read_recipe(RECIPES[name]):
+        for flag, value in zip(words, words[1:]):
+            if flag.startswith("--") and re.fullmatch(r"[0-9.e-]+", value):
+                shown = re.findall(rf"^  {flag} (\S+)$", out, re.MULTILINE)
+                assert float(value) in map(float, shown), flag
+    text = RECIPES[name].read_text(encoding="utf-8")
+    assert re.search(r"^--model (klue|skt|gogamza|KETI-AIR)/", text, re.MULTILINE)
+    assert "Reported" in text or "unsup" in name
+    assert "Sources:" in text or "is public" in text or "not public" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_run_on_a_tiny_model(name, data, tiny_bert, tmp_path, capsys):
+    output = tmp_path / "output"
+    more = ["--max_steps", "2", "--eval_steps", "2", "--max_len", "50"]
+    main([name, "--model", str(tiny_bert), "--output_dir", str(output), *data, "--", *more])
+    stages = [stage for stage, _ in read_recipe(RECIPES[name])]
+    assert all((output / stage / "nli_checkpoint.pt").is_file() for stage in stages)
+    (scores,) = read_json(output / "scores.json")
+    assert scores["model"] == str(output / stages[-1]) and scores["rows"] == 200
+    if len(stages) == 2:
+        config = read_json(output / "sts" / "train_config.json")
+        assert config["flags"]["model"] == str(output / "nli") and config["tasks"][0]["objective"] == "sts"
+
+
+def test_several_seeds_are_summed_up(data, tiny_bert, tmp_path, capsys):
+    argv = ["kosimcse-bert", "--model", str(tiny_bert), "--output_dir", str(tmp_path / "o"), "--seeds", "1", "2", "3"]
+    main([*argv, *data, "--", "--max_steps", "4", "--lr", "1e-3", "--select_by", "last"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    found = json.loads((tmp_path / "o" / "scores.json").read_text())
+    scores = [run["avg"] for run in found["runs"]]
+    assert len(set(scores)) == 3
+    assert (found["min"]["avg"], found["max"]["avg"]) == (min(scores), max(scores))
+    assert found["mean"]["avg"] == pytest.approx(sum(scores) / 3)
+    assert rows[-2][0] == "| mean" and rows[-2][1] == f"{found['mean']['avg']:.2f}"
+
+
+def test_placeholders():
+    values = {"nli": ["a", "b"], "previous": ["run"]}
+    assert fill(["--train_data", "{nli}", "simcse:1:8:{nli}"], values) == ["--train_data", "a", "b", "simcse:1:8:a,b"]
+
+
+def test_what_is_missing_is_named(fails, data, tmp_path):
+    assert "--sentences FILE" in fails(main, ["kosimcse-unsup-bert", "--kornlu", tmp_path])
+    assert "KorSTS/sts-test.tsv: no such file" in fails(main, ["kosbert", "--kornlu", tmp_path])
