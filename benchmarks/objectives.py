@@ -3,17 +3,19 @@
     python -m benchmarks.objectives --korean FOLDER --seeds 1 2 3 --output_dir output/objectives
 
 FOLDER holds triplets/ (anchor, positive, negative), KorNLU/ and KLUE/ as published and sentences/klue_nli_train.txt.
-Every training starts from mini's random weights, mean pooling, and is a process with one thread; `--jobs` run at a time.
+Every training starts from mini's random weights, mean pooling, and is a process of one thread; `--jobs` run at a time.
 One that ended before is not run again. Best checkpoints are chosen on KorSTS dev.
 """
 
 import argparse
+import collections
 import csv
 import json
 import os
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,44 +31,41 @@ TRIPLETS = " ".join(
 NLI = "{korean}/KLUE/klue-nli-v1.1_train.json {korean}/KorNLU/KorNLI/snli_1.0_train_sample.ko.tsv"
 NLI += " {korean}/KorNLU/KorNLI/xnli.dev.ko.tsv {korean}/KorNLU/KorNLI/xnli.test.ko.tsv"
 STS = "{korean}/KorNLU/KorSTS/sts-train.tsv"
-SIMCSE = f"--train_data {TRIPLETS} --batch_size 128 --epochs 2"
+SIMCSE = f"--train_data {TRIPLETS} --batch_size 128 --epochs 1"
+GRADED = f"--train_data {STS} --batch_size 64 --epochs 3"
 TASKS = f"--task simcse:1:128:{TRIPLETS.replace(' ', ',')} --task sts:1:64:{STS} --epochs 1"
-RUNS = {  # name: flags of the stages
-    "simcse": [SIMCSE],
-    "simcse, no hard negatives": [f"{SIMCSE} --negatives 0"],
-    "simcse, duplicates masked": [f"{SIMCSE} --mask_duplicates"],
-    "simcse, hard negatives count twice": [f"{SIMCSE} --hard_negative_weight 2"],
-    "simcse, Matryoshka 64, 128, 256": [f"{SIMCSE} --matryoshka 64,128"],
-    "simcse-unsup": [
-        "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 --epochs 1"
-    ],
-    "sbert-nli": [f"--objective sbert-nli --train_data {NLI} --batch_size 64 --epochs 1"],
-    "sts": [f"--objective sts --train_data {STS} --batch_size 64 --epochs 4"],
-    "sbert-nli, then sts": [
-        f"--objective sbert-nli --train_data {NLI} --batch_size 64 --epochs 1",
-        f"--objective sts --train_data {STS} --batch_size 64 --epochs 4",
-    ],
-    "cosent": [f"--objective cosent --train_data {STS} --batch_size 64 --epochs 4"],
-    "simcse + sts, summed": [f"{TASKS} --mix sum"],
-    "simcse + sts, alternating": [f"{TASKS} --mix alternate"],
+RUNS = {  # name: flags
+    "simcse": SIMCSE,
+    "simcse, no hard negatives": f"{SIMCSE} --negatives 0",
+    "simcse, duplicates masked": f"{SIMCSE} --mask_duplicates",
+    "simcse, Matryoshka 64, 128, 256": f"{SIMCSE} --matryoshka 64,128",
+    "simcse-unsup": "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 "
+    "--max_steps 138",
+    "sbert-nli": f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 276",
+    "sts": f"--objective sts {GRADED}",
+    "sbert-nli, then sts": f"--objective sts {GRADED}",
+    "cosent": f"--objective cosent {GRADED}",
+    "simcse + sts, summed": f"{TASKS} --mix sum",
+    "simcse + sts, alternating": f"{TASKS} --mix alternate",
 }
+STARTS = {"sbert-nli, then sts": "sbert-nli"}  # where another run's model is the start instead of mini
+LOCKS = collections.defaultdict(threading.Lock)
 
 
 def train(args, name, seed):
-    """Run the stages of one training; its last run folder."""
-    folder = args.output_dir / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    model = "mini"
-    for number, stage in enumerate(RUNS[name], start=1):
-        run = folder / f"stage-{number}"
-        command = [sys.executable, "train.py", "--model", str(model), "--seed", str(seed), "--output_dir", str(run)]
-        command += f"{SHARED} {stage}".format(korean=args.korean).split() + args.more
-        command += ["--valid_data", f"{args.korean}/KorNLU/KorSTS/sts-dev.tsv", "--resume"]
+    """Run one training, unless it has ended before; its run folder."""
+    model = train(args, STARTS[name], seed) if name in STARTS else "mini"
+    run = args.output_dir / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+    command = [sys.executable, "train.py", "--model", str(model), "--seed", str(seed), "--output_dir", str(run)]
+    command += f"{SHARED} {RUNS[name]}".format(korean=args.korean).split()
+    command += ["--valid_data", f"{args.korean}/KorNLU/KorSTS/sts-dev.tsv", "--resume"]
+    with LOCKS[run]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
-        if result.returncode:
-            raise RunError(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}")
-        model = run
-    print(f"{name}, seed {seed}: {result.stderr.strip().splitlines()[-1]}", file=sys.stderr, flush=True)
+    last = result.stderr.strip().splitlines()[-1]
+    if result.returncode:
+        raise RunError(f"{name}, seed {seed}: {last}")
+    print(f"{name}, seed {seed}: {last}", file=sys.stderr, flush=True)
     return run
 
 
@@ -91,7 +90,6 @@ def main(argv=None):
     add("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     add("--jobs", type=flags.positive_int, default=os.cpu_count())
     add("--output_dir", type=Path, default=Path("output/objectives"))
-    add("--more", nargs=argparse.REMAINDER, default=[], help="further flags of train.py")
     args = parser.parse_args(argv)
     jobs = [(args, name, seed) for seed in args.seeds for name in args.runs]
     with ThreadPoolExecutor(args.jobs) as pool:

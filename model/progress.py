@@ -73,7 +73,7 @@ class Progress:
         self.seconds += seconds
         self.examples += self.window_examples
         mean = math.fsum(losses) / len(losses)
-        self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score or math.nan:.2f}")
+        self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score:.2f}")
         return {"loss": mean, "lr": self.lr, "examples_per_second": self.window_examples / seconds}
 
     @property

@@ -101,17 +101,18 @@ def train(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.broadcast(parameters)
     torch.manual_seed(seed + distributed.rank())  # dropout's
+    shown = "cosine_spearman" if select_by == "last" else select_by
     model.train()  # `encode`, which evaluations call, leaves it so
 
     def evaluate_and_keep(step, best):
         """Evaluate, save the encoder if it is the best so far; (metrics, best)."""
         metrics = distributed.everyones(evaluate(encoder))[0]
-        score = metrics.get(select_by, step)
+        score = metrics[shown]
         if distributed.rank() == 0:
-            tqdm.write(f"step {step}: dev {select_by} {score:.2f}", file=sys.stderr)
+            tqdm.write(f"step {step}: dev {shown} {score:.2f}", file=sys.stderr)
         # nan (every embedding the same) is never better; the first evaluation is kept whatever it is
-        before = None if best is None else best.get(select_by, best["step"])
-        if best is None or score > before or (math.isnan(before) and not math.isnan(score)):
+        better = best is None or score > best[shown] or (math.isnan(best[shown]) and not math.isnan(score))
+        if better or select_by == "last":
             best = {"step": step, **metrics}
             run.save_best(encoder, best)
         return metrics, best
@@ -145,7 +146,7 @@ def train(
                 torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            progress.step(step, loss, schedule.get_last_lr()[0], best.get(select_by))
+            progress.step(step, loss, schedule.get_last_lr()[0], best[shown])
             schedule.step()
 
             done = step == total_steps
