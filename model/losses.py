@@ -4,6 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+ROWS = 1024  # of a contrastive loss's similarity matrix that are in memory at a time
 
 
 def contrastive_loss(anchors, positives, negatives, temperature, hard_negative_weight=1.0, left_out=None):
@@ -28,15 +31,23 @@ def contrastive_loss(anchors, positives, negatives, temperature, hard_negative_w
     """
     anchors = F.normalize(anchors.float(), dim=-1) / temperature
     candidates = F.normalize(torch.cat([positives, *negatives]).float(), dim=-1)
-    similarities = anchors @ candidates.T  # (B, candidates)
     labels = torch.arange(len(anchors), device=anchors.device)
-    if hard_negative_weight != 1:
-        own = labels.repeat(1 + len(negatives)) == labels[:, None]  # (B, candidates)
-        own[:, : len(anchors)] = False  # the positives
-        similarities = similarities + own * math.log(hard_negative_weight)
-    if left_out is not None:
-        similarities = similarities.masked_fill(left_out, -torch.inf)
-    return F.cross_entropy(similarities, labels)
+    owner = labels.repeat(1 + len(negatives))  # the row that each candidate belongs to
+
+    def sum_over(rows):
+        similarities = anchors[rows] @ candidates.T  # (rows, candidates)
+        if hard_negative_weight != 1:
+            own_negatives = owner == labels[rows, None]
+            own_negatives[:, : len(anchors)] = False  # those are the positives
+            similarities = similarities + own_negatives * math.log(hard_negative_weight)
+        if left_out is not None:
+            similarities = similarities.masked_fill(left_out[rows], -torch.inf)
+        return F.cross_entropy(similarities, labels[rows], reduction="sum")
+
+    if len(anchors) <= ROWS:
+        return sum_over(slice(None)) / len(anchors)
+    chunks = (slice(start, start + ROWS) for start in range(0, len(anchors), ROWS))
+    return sum(checkpoint(sum_over, rows, use_reentrant=False) for rows in chunks) / len(anchors)
 
 
 def symmetric_contrastive_loss(a, b, temperature):
