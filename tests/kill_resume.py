@@ -8,12 +8,14 @@ code 0 if they are. Every training is forked from this process, which has everyt
 
 import argparse
 import csv
+import itertools
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -50,9 +52,9 @@ def main():
         while kills < args.kills:
             runs += 1
             run = f"run-{runs}"
-            while True:
+            for tries in itertools.count():
                 child = start(folder, run)
-                time.sleep(draw.uniform(0, duration))
+                time.sleep(draw.uniform(0, duration) * (1 + tries / 10))  # a slow machine gets there, too
                 os.kill(child, signal.SIGKILL)  # a zombie, if it has ended meanwhile
                 _, status = os.waitpid(child, 0)
                 if not os.WIFSIGNALED(status):
@@ -84,6 +86,7 @@ def start(folder, run):
     if child:
         return child
     code = 70
+    tqdm.set_lock(threading.RLock())  # its own is shared with forks, and stays locked by one that is killed
     try:
         log = os.open(folder / f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
