@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
 
 import torch
+from tqdm import tqdm
 from transformers import AutoConfig, BertModel
 
 import train
