@@ -14,6 +14,7 @@ from model import distributed
 from model.interruption import Interruption, out_of_memory_named, require_finite
 from model.progress import LOG_STEPS, Progress
 from model.states import restore, training_state
+from model.utils import return_freed_memory
 
 MIXES = ("sum", "alternate")
 
@@ -106,6 +107,7 @@ def train(
 
     def evaluate_and_keep(step, best):
         """Evaluate, save the encoder if it is the best so far; (metrics, best)."""
+        return_freed_memory()
         metrics = distributed.everyones(evaluate(encoder))[0]
         score = metrics[shown]
         if distributed.rank() == 0:

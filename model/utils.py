@@ -1,5 +1,8 @@
 """One-liners that users import."""
 
+import contextlib
+import ctypes
+
 import torch
 import torch.nn.functional as F
 
@@ -39,3 +42,13 @@ def resolve_precision(precision, device):
 def autocast(precision, device):
     """A context in which matrix products on `device` run in `precision`, "fp32" or "bf16"; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def return_freed_memory():
+    """Have glibc give freed memory back to the system; where there is no glibc, nothing.
+
+    Its heap fragments as tensors of ever other sizes come and go: 60 steps of mini at batch 128 took it from 0.9 to
+    2.3 GB.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
