@@ -428,8 +428,9 @@ def test_matryoshka_trains_and_is_scored_cut(fit, files, fails, capsys, tmp_path
     run = fit("--matryoshka", "8,16", "--train_data", files["triplets"], "--batch_size", "16")
     scores = []
     for dim in ((), ("--dim", "8"), ("--dim", "32")):
-        evaluate.main(["--model", str(run), "--test_data", str(SAMPLE / "test_sts.tsv"), "--json", "x.json", *dim])
-        scores.append(json.loads(open("x.json").read())[0]["cosine_spearman"])
+        out = tmp_path / "scores.json"
+        evaluate.main(["--model", str(run), "--test_data", str(SAMPLE / "test_sts.tsv"), "--json", str(out), *dim])
+        scores.append(json.loads(out.read_text())[0]["cosine_spearman"])
     assert scores[0] == scores[2] != scores[1]
     monkeypatch.setattr("model.checkpoint._load_backbone", lambda *args: pytest.fail("weights were loaded"))
     test = ["--test_data", SAMPLE / "test_sts.tsv"]
