@@ -41,7 +41,7 @@ QUERIES = [
 def parse_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
     add = parser.add_argument
-    add("--model", help=f"mini, run folder, .pt, model folder or hub id (default: {DEFAULT_MODEL})")
+    add("--model", help=f"mini, run folder, .pt, model folder or hub id (default: {DEFAULT_MODEL}, else mini)")
     add("--tokenizer", help="file, folder or hub id, where the model comes without one")
     add("--pooling", choices=POOLINGS, help="default: saved with the model, else pooler")
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
@@ -80,11 +80,7 @@ def main(argv=None):
     name = args.model or DEFAULT_MODEL
     if not args.model and not Path(name).is_file():
         name = "mini"
-        print(
-            f"{DEFAULT_MODEL} is not there: using mini with untrained, random weights, so the ranking means little; "
-            "train.py makes a checkpoint",
-            file=sys.stderr,
-        )
+        print(f"{DEFAULT_MODEL} is not there: using mini, the encoder of model/mini", file=sys.stderr)
     encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer).to(args.device)
     corpus_embeddings = encoder.encode(corpus)
     queries = args.query or QUERIES

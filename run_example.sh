@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets the environment up, then train -> test -> semantic search.
 #
-#   bash run_example.sh                                  our small BERT "mini" on data/sample: minutes, no download
+#   bash run_example.sh                                  our small encoder "mini", fine-tuned on data/sample; no download
 #   bash run_example.sh kobert [KORNLU_FOLDER [KOBERT]]  the reference setting: SKT KoBERT on KorNLI and KorSTS
 #   bash run_example.sh download                         KorNLI and KorSTS into data/KorNLU
 #   bash run_example.sh setup                            the environment alone
@@ -39,11 +39,11 @@ case "${1:-mini}" in
     ;;
   mini)
     setup
-    echo "== train: mini (4 layers x 256, random weights) on the 400 triplets of data/sample =="
-    .venv/bin/python train.py --model mini --pooling mean --train_data data/sample/train_nli.tsv \
-      --valid_data data/sample/valid_sts.tsv --batch_size 64 --eval_steps 7 --output_dir output
+    echo "== train: mini (4 layers x 256) goes on with the 400 triplets of data/sample =="
+    .venv/bin/python train.py --model mini --train_data data/sample/train_nli.tsv --valid_data data/sample/valid_sts.tsv \
+      --negatives 0 --batch_size 64 --eval_steps 7 --select_by avg --output_dir output
     echo "== test: the 200 pairs of data/sample/test_sts.tsv, before (mini) and after (output) =="
-    .venv/bin/python evaluate.py --model mini output --pooling mean --test_data data/sample/test_sts.tsv
+    .venv/bin/python evaluate.py --model mini output --test_data data/sample/test_sts.tsv
     echo "== semantic search with output/nli_checkpoint.pt =="
     .venv/bin/python SemanticSearch.py
     ;;

@@ -1,7 +1,7 @@
 """Train a Korean sentence encoder: by supervised SimCSE on NLI triplets, or by other objectives and mixes of them.
 
     python train.py --train_data KorNLI/{snli_1.0,multinli}*.tsv --valid_data KorSTS/sts-dev.tsv
-    python train.py --model mini --train_data data/sample/train_nli.tsv --valid_data data/sample/valid_sts.tsv
+    python train.py --model mini --train_data mine.tsv --valid_data data/sample/valid_sts.tsv
     torchrun --standalone --nproc_per_node 8 train.py ...      # the same step on 8 GPUs (or processes of a CPU)
     python train.py ... --resume                  # after a crash, a kill, a power cut
 
@@ -51,9 +51,10 @@ def parse_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--model", default="skt/kobert-base-v1", help="mini, run folder, .pt, model folder or hub id to start from")
+    add("--random_weights", action="store_true", help="--model's architecture and tokenizer, without what it knows")
     add("--tokenizer", help="file, folder or hub id, where the model comes without one")
-    add("--pooling", choices=POOLINGS, default="pooler", help="how token states become a sentence's vector")
-    add("--max_len", type=flags.positive_int, default=50, help="tokens a sentence is cut at")
+    add("--pooling", choices=POOLINGS, help="token states to a vector (default: saved with the model, else pooler)")
+    add("--max_len", type=flags.positive_int, help="tokens a sentence is cut at (default: saved with it, else 50)")
     add("--dropout", type=flags.fraction, default=0.1, help="every dropout of the backbone")
     add("--objective", choices=tuple(OBJECTIVES), default="simcse", help="what --train_data is for")
     add(
@@ -184,8 +185,12 @@ def run_training(args, specifications):
 
     torch.manual_seed(args.seed)
     encoder = load_encoder(
-        *(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout), training=True, dims=args.matryoshka
+        *(args.model, args.pooling, args.max_len, args.tokenizer, args.dropout),
+        training=True,
+        dims=args.matryoshka,
+        random_weights=args.random_weights,
     )
+    args.pooling, args.max_len = encoder.pooling, encoder.max_len
     encoder.to(args.device)
     precision = resolve_precision(args.precision, args.device)
     if args.compile:

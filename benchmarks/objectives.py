@@ -1,10 +1,11 @@
-"""Every objective from scratch on open Korean data: KorSTS dev before and after, KorSTS test once, several seeds.
+"""Every objective on open Korean data: KorSTS dev before and after, KorSTS test once, several seeds.
 
-    python -m benchmarks.objectives --korean FOLDER --seeds 1 2 3 --output_dir output/objectives
+    python -m benchmarks.objectives --korean FOLDER --model MODEL --seeds 1 2 3 --output_dir output/objectives
 
 FOLDER holds triplets/ (anchor, positive, negative), KorNLU/ and KLUE/ as published and sentences/klue_nli_train.txt.
-Every training starts from mini's random weights, mean pooling, and is a process of one thread; `--jobs` run at a time.
-One that ended before is not run again. Best checkpoints are chosen on KorSTS dev.
+MODEL is what every training starts from, such as mini before its tuning (model/mini/README.md). A training is a
+process of one thread; `--jobs` run at a time. One that ended before is not run again. Best checkpoints are chosen on
+KorSTS dev.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from data import flags
 from data.errors import RunError, one_sentence_errors
 from model.run_folder import LOG_FILE
 
-SHARED = "--pooling mean --lr 5e-4 --warmup_ratio 0.1 --eval_steps 46"
+SHARED = "--pooling mean --max_len 64 --lr 3e-4 --warmup_ratio 0.1 --max_grad_norm 1 --eval_steps 23"
 TRIPLETS = " ".join(
     f"{{korean}}/triplets/{name}.tsv" for name in ("klue_nli_train", "kornli_snli_sample", "xnli_dev", "xnli_test")
 )
@@ -32,7 +33,7 @@ NLI = "{korean}/KLUE/klue-nli-v1.1_train.json {korean}/KorNLU/KorNLI/snli_1.0_tr
 NLI += " {korean}/KorNLU/KorNLI/xnli.dev.ko.tsv {korean}/KorNLU/KorNLI/xnli.test.ko.tsv"
 STS = "{korean}/KorNLU/KorSTS/sts-train.tsv"
 SIMCSE = f"--train_data {TRIPLETS} --batch_size 128 --epochs 1"
-GRADED = f"--train_data {STS} --batch_size 64 --epochs 3"
+GRADED = f"--train_data {STS} --batch_size 64 --epochs 2"
 TASKS = f"--task simcse:1:128:{TRIPLETS.replace(' ', ',')} --task sts:1:64:{STS} --epochs 1"
 RUNS = {  # name: flags
     "simcse": SIMCSE,
@@ -40,21 +41,21 @@ RUNS = {  # name: flags
     "simcse, duplicates masked": f"{SIMCSE} --mask_duplicates",
     "simcse, Matryoshka 64, 128, 256": f"{SIMCSE} --matryoshka 64,128",
     "simcse-unsup": "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 "
-    "--max_steps 138",
-    "sbert-nli": f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 276",
+    "--max_steps 92",
+    "sbert-nli": f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 184",
     "sts": f"--objective sts {GRADED}",
     "sbert-nli, then sts": f"--objective sts {GRADED}",
     "cosent": f"--objective cosent {GRADED}",
     "simcse + sts, summed": f"{TASKS} --mix sum",
     "simcse + sts, alternating": f"{TASKS} --mix alternate",
 }
-STARTS = {"sbert-nli, then sts": "sbert-nli"}  # where another run's model is the start instead of mini
+STARTS = {"sbert-nli, then sts": "sbert-nli"}  # where another run's model is the start instead of --model
 LOCKS = collections.defaultdict(threading.Lock)
 
 
 def train(args, name, seed):
     """Run one training, unless it has ended before; its run folder."""
-    model = train(args, STARTS[name], seed) if name in STARTS else "mini"
+    model = train(args, STARTS[name], seed) if name in STARTS else args.model
     run = args.output_dir / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
     command = [sys.executable, "train.py", "--model", str(model), "--seed", str(seed), "--output_dir", str(run)]
     command += f"{SHARED} {RUNS[name]}".format(korean=args.korean).split()
@@ -86,6 +87,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--korean", required=True, type=Path, metavar="FOLDER")
+    add("--model", required=True, help="what to start from")
     add("--seeds", nargs="+", type=flags.seed, default=[1, 2, 3])
     add("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     add("--jobs", type=flags.positive_int, default=os.cpu_count())

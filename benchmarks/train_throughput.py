@@ -57,7 +57,7 @@ def make_encoder(model):
     """(encoder with pooler, batches' triplets) of a `--models` item such as mini:128 or base:32."""
     name, batch_size = model.split(":")
     torch.manual_seed(0)
-    encoder = load_encoder("mini", "pooler", MAX_LEN, training=True)
+    encoder = load_encoder("mini", "pooler", MAX_LEN, random_weights=True)
     if name == "base":  # BERT-base, with mini's vocabulary
         encoder = SentenceEncoder(BertModel(BertConfig(vocab_size=len(encoder.tokenizer))), encoder.tokenizer)
     return encoder.train(), int(batch_size)

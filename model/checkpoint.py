@@ -15,7 +15,6 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
-    AutoModel,
     BartModel,
     BertConfig,
     MT5EncoderModel,
@@ -43,42 +42,38 @@ DROPOUT_NAMES = (  # what the families call theirs
 )
 
 
-def load_encoder(name, pooling=None, max_len=None, tokenizer=None, dropout=None, training=False, dims=None):
+def load_encoder(
+    name, pooling=None, max_len=None, tokenizer=None, dropout=None, training=False, dims=None, random_weights=False
+):
     """A SentenceEncoder on the CPU, in eval mode.
 
     Args:
-        name: `mini` (our small BERT, random weights), a run folder, a `.pt` checkpoint (ours, or the published
-            one, which holds weights only and is KoBERT's), a folder of Hugging Face or sentence-transformers, or a
-            hub id.
+        name: `mini` (our small encoder, model/mini), a run folder, a `.pt` checkpoint (ours, or the published one,
+            which holds weights only and is KoBERT's), a folder of Hugging Face or sentence-transformers, or a hub id.
         pooling, max_len: None takes what was saved with the model, else "pooler" and 50.
         tokenizer: file, folder or hub id, for a model that comes without one (a bare `.pt`: None takes KoBERT's
             from the hub). A model's own is never replaced.
         dropout: set for every dropout in the backbone; None leaves its configuration alone.
         dims: sizes that embeddings will be cut at, to be refused where they are too large.
         training: a pooler that the weights lack is initialised at random, and said so, instead of refused.
+        random_weights: a folder's architecture and tokenizer, but not its weights.
 
     Raises:
-        UserError: no such model, damaged or foreign weights, an impossible pooling, length or size.
+        UserError: no such model, damaged or foreign weights, an impossible pooling, length or size, one file of weights
+            where random ones are wanted.
         RunError: the hub cannot be reached.
     """
-    if name == "mini":
-        config = AutoConfig.from_pretrained(MINI)
-        _set_dropout(config, dropout)
-        _check_architecture(name, config, AutoModel.from_config, pooling or "pooler", max_len or 50, dims)
-        with torch.random.fork_rng(devices=[], enabled=not training):
-            if not training:  # the same random weights every time; a training's are its seed's
-                torch.manual_seed(1234)
-            backbone = AutoModel.from_config(config)
-        return _assemble(name, backbone, _own_tokenizer(name, MINI, tokenizer), pooling or "pooler", max_len or 50)
     path, how = Path(name), (pooling, max_len, tokenizer, dropout, training, dims)
-    if path.is_file():
-        return _load_file(path, *how)
-    folder = fetch_folder(name)
-    if (folder / MODEL_FOLDER / SETTINGS_FILE).is_file():
-        folder = folder / MODEL_FOLDER
-    elif not (folder / "config.json").is_file() and (folder / CHECKPOINT_FILE).is_file():
-        return _load_file(folder / CHECKPOINT_FILE, *how)
-    return _load_folder(folder, *how)
+    source = MINI if str(name) == "mini" else path if path.is_file() else fetch_folder(name, not random_weights)
+    if (source / MODEL_FOLDER / SETTINGS_FILE).is_file():
+        source = source / MODEL_FOLDER
+    elif source.is_dir() and not (source / "config.json").is_file() and (source / CHECKPOINT_FILE).is_file():
+        source = source / CHECKPOINT_FILE
+    if source.is_dir():
+        return _load_folder(source, *how, random_weights)
+    if random_weights:
+        raise UserError(f"--random_weights: {source} is one file of weights; name a model folder or hub id")
+    return _load_file(source, *how)
 
 
 def save_encoder(encoder, run_folder):
@@ -150,14 +145,15 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training, dims):
                 f"{path} holds weights only; name its tokenizer with --tokenizer FILE, FOLDER or ID (in the demo: the "
                 f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
             ) from None
-    _say_what_changes(path, saved, pooling, max_len, training)
     pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
+    _say_what_changes(path, saved, pooling, max_len, training)
     _check_architecture(path, config, _backbone_class(path, config, True), pooling, max_len, dims)
-    backbone = _load_backbone(path, None, config, weights, pooling, dropout, training, ours=True)
+    _set_dropout(config, dropout)
+    backbone = _load_backbone(path, None, config, weights, pooling, training, ours=True)
     return _assemble(path, backbone, tokenizer, pooling, max_len)
 
 
-def _load_folder(folder, pooling, max_len, tokenizer, dropout, training, dims):
+def _load_folder(folder, pooling, max_len, tokenizer, dropout, training, dims, random_weights):
     """A folder of ours, of Hugging Face, or of sentence-transformers."""
     if (folder / "train_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: this run was stopped before its first checkpoint; train again")
@@ -171,11 +167,17 @@ def _load_folder(folder, pooling, max_len, tokenizer, dropout, training, dims):
         config = AutoConfig.from_pretrained(backbone_folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
         raise UserError(f"{folder}: not a model folder ({_first_line(error)})") from None
-    _say_what_changes(folder, saved, pooling, max_len, training)
     pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
-    _check_architecture(folder, config, _backbone_class(folder, config, ours), pooling, max_len, dims)
+    if not random_weights:
+        _say_what_changes(folder, saved, pooling, max_len, training)
+    make = _backbone_class(folder, config, ours)
+    _check_architecture(folder, config, make, pooling, max_len, dims)
     tokenizer = _own_tokenizer(folder, backbone_folder, tokenizer)
-    backbone = _load_backbone(folder, backbone_folder, config, None, pooling, dropout, training, ours)
+    _set_dropout(config, dropout)
+    if random_weights:
+        backbone = _encoder_alone(make(config))
+    else:
+        backbone = _load_backbone(folder, backbone_folder, config, None, pooling, training, ours)
     return _assemble(folder, backbone, tokenizer, pooling, max_len)
 
 
@@ -199,7 +201,7 @@ def _check_architecture(name, config, make, pooling, max_len, dims):
         raise UserError(f"{name}: its maximum length is {max_len!r}; expected a whole number")
     with torch.device("meta"):  # without memory for weights
         backbone = make(config)
-    check_backbone(backbone.get_encoder() if isinstance(backbone, BartModel) else backbone, pooling, max_len)
+    check_backbone(_encoder_alone(backbone), pooling, max_len)
     if dims and max(dims) > config.hidden_size:
         raise UserError(
             f"embeddings cannot be cut at {max(dims)}: this model's have {config.hidden_size} numbers; "
@@ -207,13 +209,16 @@ def _check_architecture(name, config, make, pooling, max_len, dims):
         )
 
 
-def _load_backbone(name, folder, config, weights, pooling, dropout, training, ours):
+def _encoder_alone(backbone):
+    return backbone.get_encoder() if isinstance(backbone, BartModel) else backbone
+
+
+def _load_backbone(name, folder, config, weights, pooling, training, ours):
     """The transformer, with its weights from `folder` or from the dict `weights`, checked tensor by tensor.
 
     Where the weights are `ours`, those the model has no place for are refused; a pretrained model may bring heads
     (MLM) along.
     """
-    _set_dropout(config, dropout)
     try:
         with _quiet_transformers():
             backbone, info = _backbone_class(name, config, ours).from_pretrained(
@@ -239,11 +244,11 @@ def _load_backbone(name, folder, config, weights, pooling, dropout, training, ou
         print(f"{name}: the weights have no pooler; it starts at random and is trained", file=sys.stderr)
     if backbone.config._attn_implementation != "sdpa":
         print(f"{name}: transformers has only plain, slower attention for {config.model_type}", file=sys.stderr)
-    return backbone.get_encoder() if isinstance(backbone, BartModel) else backbone
+    return _encoder_alone(backbone)
 
 
 def _say_what_changes(name, saved, pooling, max_len, training):
-    """Training sets pooling and length by its flags; a line where that is not how the model was trained before."""
+    """A line where a training's flags are not how the model was trained before."""
     before = (saved.get("pooling", pooling), saved.get("max_len", max_len))
     if training and before != (pooling, max_len):
         print(

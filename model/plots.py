@@ -47,13 +47,14 @@ def main(argv=None):
 
 
 def read_log(run):
-    """(the score the run chose its best checkpoint by, the rows of its log).
+    """(the score the run chose its best checkpoint by, or cosine_spearman where it took the last; the rows of its log).
 
     Raises:
         UserError: not a run folder, or one whose log is not as train.py writes it.
     """
     try:
         score = json.loads((run / CONFIG_FILE).read_text(encoding="utf-8"))["flags"]["select_by"]
+        score = "cosine_spearman" if score == "last" else score
         with (run / LOG_FILE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError as error:

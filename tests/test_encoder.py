@@ -3,16 +3,22 @@
 import copy
 import unicodedata
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
+from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModel, BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig
 
 from data.dataloader import convert_to_tensor, example_model_setting
 from data.errors import UserError
+from data.sts import read_sts
 from data.tokenize import tokenize
-from model.checkpoint import load_encoder
+from model.checkpoint import MINI, load_encoder, save_encoder
 from model.encoder import SentenceEncoder, max_positions
+from model.metrics import evaluate_sts
 from model.pooling import POOLINGS
+from tests.conftest import SAMPLE
 
 
 @pytest.fixture(params=POOLINGS)
@@ -111,11 +117,30 @@ def test_positions_of_roberta_start_after_the_padding_index():
     assert max_positions(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
 
 
-def test_mini_is_the_same_random_model_every_time(sample_sentences):
-    first, second = (load_encoder("mini", pooling="mean") for _ in range(2))
-    assert torch.equal(first.encode(sample_sentences[:3]), second.encode(sample_sentences[:3]))
-    config = first.bert.config
-    assert (config.num_hidden_layers, config.hidden_size) == (4, 256)
+def test_mini_is_small_and_beats_overlap_of_characters():
+    mini = load_encoder("mini")
+    assert (mini.pooling, mini.max_len, mini.bert.dtype) == ("mean", 64, torch.float32)
+    assert sum(file.stat().st_size for file in MINI.iterdir()) < 16e6
+    pairs = read_sts([SAMPLE / "test_sts.tsv"])
+    sentences = [*pairs.sentences1, *pairs.sentences2]
+    found = evaluate_sts(mini.encode, sentences, pairs.scores)["cosine_spearman"]
+    a, b = np.split(TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit_transform(sentences).toarray(), 2)
+    cosines = (a * b).sum(1)  # rows are normalised
+    assert found > 100 * spearmanr(cosines, pairs.scores).statistic + 3
+
+
+def test_random_weights_keep_architecture_and_tokenizer(tiny_bert, tmp_path, sample_sentences):
+    def embed(seed):
+        torch.manual_seed(seed)
+        return load_encoder(tiny_bert, "mean", random_weights=True).encode(sample_sentences[:3])
+
+    assert torch.equal(embed(1), embed(1)) and not torch.equal(embed(1), embed(2))
+    trained = load_encoder(tiny_bert, "mean")
+    fresh = load_encoder(tiny_bert, "mean", random_weights=True)
+    assert fresh.tokenizer.get_vocab() == trained.tokenizer.get_vocab() and fresh.dim == trained.dim
+    save_encoder(trained, tmp_path)
+    with pytest.raises(UserError, match="--random_weights: .*nli_checkpoint.pt is one file of weights"):
+        load_encoder(tmp_path / "nli_checkpoint.pt", random_weights=True)
 
 
 def test_example_model_setting(tiny_bert, sample_sentences):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from sentence_transformers.sentence_transformer import losses as theirs
@@ -17,7 +18,7 @@ from data.dropped import Dropped
 from data.nli import read_triplets
 from data.tasks import read_examples
 from data.tokenize import Tokens, tokenize
-from model.checkpoint import load_encoder
+from model.checkpoint import load_encoder, save_encoder
 from model.losses import contrastive_loss, cosent_loss, cosine_regression_loss, symmetric_contrastive_loss
 from model.microbatch import Encode
 from model.objectives import (
@@ -525,3 +526,22 @@ def test_t5_and_bart_are_their_encoders(tmp_path):
         torch.testing.assert_close(
             encoder.encode(sentences), (states * mask).sum(1) / mask.sum(1), atol=1e-5, rtol=1e-4
         )
+
+
+def test_t5_with_a_bare_sentencepiece_model(tmp_path, sample_sentences):
+    """The form in which T5 is published: the library converts it, and its ids are sentencepiece's own."""
+    folder = tiny_folder("t5", tmp_path)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sample_sentences), model_prefix=str(folder / "spiece"), vocab_size=1000, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    encoder = load_encoder(folder, pooling="mean")
+    for sentence in sample_sentences[:50]:
+        assert encoder.tokenizer(sentence)["input_ids"] == [*pieces.encode(sentence), 1]
+    save_encoder(encoder, tmp_path / "run")
+    assert torch.equal(
+        load_encoder(tmp_path / "run").encode(sample_sentences[:5]), encoder.encode(sample_sentences[:5])
+    )

@@ -368,7 +368,7 @@ def test_tensorboard_and_plots(run, fails, monkeypatch, tmp_path, capsys):
     (events,) = (folder / "tensorboard").glob("events.out.*")
     board = EventAccumulator(str(events)).Reload()
     assert [scalar.step for scalar in board.Scalars("cosine_spearman")] == [0, 4, 8, 12, 16]
-    other = run("other", "--seed", "2")
+    other = run("other", "--seed", "2", "--select_by", "last")
     model.plots.main([str(folder), str(other), "--output", str(tmp_path / "runs.png")])
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     assert "not a run folder" in fails(model.plots.main, [tmp_path])

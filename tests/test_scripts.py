@@ -132,7 +132,7 @@ BAD_FLAGS = [
     (train, train_with(seed="-1"), "'-1' is not a whole number from 0 up to 2^63"),
     (train, train_with(seed=str(2**64)), "is not a whole number from 0 up to 2^63"),
     (train, train_with(unknown="1"), "unrecognized arguments: --unknown 1"),
-    (train, train_with(max_len="513"), "--max_len 513: this model takes 3 to 512 tokens"),
+    (train, train_with(max_len="129"), "--max_len 129: this model takes 3 to 128 tokens"),
     (train, train_with(train_data="missing.tsv"), "missing.tsv: no such file"),
     (train, train_with(valid_data="missing.tsv"), "missing.tsv: no such file"),
     (train, train_with(model="missing.pt"), "missing.pt: no such file or folder"),
@@ -337,13 +337,15 @@ def test_help_shows_the_reference_setting_as_defaults():
         train.main(["--help"])
     defaults = vars(train.parse_flags(["--train_data", "a", "--valid_data", "b"]))
     reference = {
-        **{"model": "skt/kobert-base-v1", "max_len": 50, "batch_size": 256, "epochs": 3, "eval_steps": 250},
+        **{"model": "skt/kobert-base-v1", "batch_size": 256, "epochs": 3, "eval_steps": 250},
         **{"lr": 1e-4, "warmup_ratio": 0.05, "temperature": 0.05, "dropout": 0.1, "weight_decay": 0.0},
-        **{"seed": 1234, "pooling": "pooler", "output_dir": "output", "select_by": "cosine_spearman"},
+        **{"seed": 1234, "output_dir": "output", "select_by": "cosine_spearman"},
     }
     assert {name: defaults[name] for name in reference} == reference
     for name in defaults:
         assert f"--{name}" in text.getvalue()
+    help_text = " ".join(text.getvalue().split())
+    assert "else pooler)" in help_text and "else 50)" in help_text
 
 
 def test_run_example_refuses_what_it_does_not_know():

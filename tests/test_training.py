@@ -369,8 +369,10 @@ def test_the_repository_is_no_run_folder(train_flags, fails):
 def test_training_goes_on_from_a_run_folder(train_flags, tmp_path, capsys):
     train.main(train_flags)
     capsys.readouterr()
-    train.main([*train_flags, "--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "next"), "--lr", "1e-9"])
+    unsaid = [flag for flag in train_flags if flag not in ("--pooling", "mean")]  # then as the run's, which is saved
+    train.main([*unsaid, "--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "next"), "--lr", "1e-9"])
     assert "was trained with" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "next" / "train_config.json").read_text())["flags"]["pooling"] == "mean"
     scores = [json.loads((tmp_path / name / "dev_metrics.json").read_text())["avg"] for name in ("run", "next")]
     assert scores[1] == pytest.approx(scores[0], abs=0.1)
     train.main(

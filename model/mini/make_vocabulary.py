@@ -62,7 +62,7 @@ def train_pieces(lines, vocab_size):
     return pieces
 
 
-def build_tokenizer(pieces, max_len=512):
+def build_tokenizer(pieces, max_len=128):
     """A Hugging Face tokenizer ([CLS] sentence [SEP]) over `pieces`."""
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=1))
     tokenizer.normalizer = NORMALIZER

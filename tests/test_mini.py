@@ -1,0 +1,209 @@
+"""How mini was made: nothing that is measured is trained on, and every stage against a slow version."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import average_precision_score
+from transformers import AutoConfig, AutoModel
+
+from benchmarks import baselines
+from data.sentences import read_pairs
+from data.sts import read_sts
+from data.tokenize import tokenize
+from model.checkpoint import MINI, load_encoder, save_encoder
+from model.metrics import evaluate_sts
+from model.mini import average, make_data, make_pairs, make_start, static
+from tests.conftest import SAMPLE
+
+KORSTS = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
+
+
+def korsts(rows):
+    return KORSTS + "".join(f"g\tf\ty\t{i}\t{score}\t{a}\t{b}\n" for i, (a, b, score) in enumerate(rows))
+
+
+@pytest.fixture
+def korean(tmp_path):
+    """A folder laid out as the open data, with a sentence of everything held out in every training file."""
+    held_out = ["그룹 영의 문장.", "시험의 문장.", "클루의 첫 문장."]
+    held_out += ["개발 하나."]
+    leaks = [held_out[3] + "?", held_out[0].replace(" ", ""), held_out[1] + "!", held_out[2].replace(".", "")]
+    groups = [(0, held_out[0]), (0, "영의 다른 문장."), (1, "일의 문장."), (1, "일의 다른 문장.")]
+    files = {
+        "sentences/a.txt": "".join(f"{s}\n" for s in ["평범한 문장입니다.", *leaks]),
+        "pairs/p.tsv": "".join(f"{s}\t짝 {i}\n" for i, s in enumerate(["평범한 짝입니다.", *leaks])),
+        "triplets/t.tsv": "".join(f"{s}\t함의 {i}\t모순 {i}\n" for i, s in enumerate(["전제입니다.", *leaks])),
+        "groups/paraKQC.tsv": "".join(f"{group}\t{s}\n" for group, s in groups),
+        "groups/stylekqc.tsv": "11\t열하나의 문장.\n11\t열하나의 다른 문장.\n",
+        "KorNLU/KorSTS/sts-train.tsv": korsts(
+            [
+                ("훈련 하나.", "훈련 둘.", 3.0),
+                ("훈련 셋.", "훈련 넷.", 1.0),
+                (held_out[1], "훈련 여섯.", 2.0),
+                (held_out[0], "훈", 2.0),
+            ]
+        ),
+        "KorNLU/KorSTS/sts-dev.tsv": korsts([("개발 하나.", "개발 둘.", 3.0), ("개발 셋.", "개발 넷.", 1.0)]),
+        "KorNLU/KorSTS/sts-test.tsv": korsts([(held_out[1], "시험 둘.", 3.0), ("시험 셋.", "시험 넷.", 1.0)]),
+        "KLUE/klue_sts_train.csv": "sentence1,sentence2,score\n"
+        + "".join(f"{s},다른 문장 {i},{i}\n" for i, s in enumerate([held_out[2], "클루 문장.", *leaks[:3]])),
+    }
+    for name, text in files.items():
+        (tmp_path / "korean" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "korean" / name).write_text(text, encoding="utf-8")
+    return tmp_path / "korean", {make_data.key(sentence) for sentence in held_out}
+
+
+def test_what_is_held_out_is_in_no_training_file(korean, tmp_path):
+    folder, held_out = korean
+    make_data.main([str(folder), "--output", str(tmp_path / "data")])
+    files = {file.name: file.read_text(encoding="utf-8").splitlines() for file in (tmp_path / "data").iterdir()}
+    assert {name: len(rows) for name, rows in files.items()} == {
+        **{"retrieval.tsv": 2, "klue_sts_heldout.tsv": 1, "klue_sts_train.tsv": 1, "korsts_train.tsv": 3},
+        **{"pairs.tsv": 1, "triplets.tsv": 1, "sentences.txt": 13},
+    }
+    for name in set(files) - {"retrieval.tsv", "klue_sts_heldout.tsv", "korsts_train.tsv"}:
+        assert not held_out & {make_data.key(field) for row in files[name] for field in row.split("\t")}
+
+
+def test_cooccurrence_and_pmi_against_loops(monkeypatch):
+    monkeypatch.setattr(make_start, "WINDOW", 2)
+    tokens = tokenize(["나는 밥을 먹는다.", "너는 밥을 먹지 않는다.", "밥"], load_encoder("mini").tokenizer, 16)
+    size = int(tokens.ids.max()) + 1
+    expected = np.zeros((size, size))
+    for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:]):
+        ids = tokens.ids[start:end]
+        for i, a in enumerate(ids):
+            for j, b in enumerate(ids):
+                if i != j and a > 4 and b > 4 and abs(i - j) <= make_start.WINDOW:
+                    expected[a, b] += abs(i - j) ** -0.5
+    counts = make_start.cooccurrence(tokens, size)
+    np.testing.assert_allclose(counts.toarray(), expected)
+    total = expected.sum(1)
+    context = total**0.75 / (total**0.75).sum()
+    pmi = np.zeros_like(expected)
+    for a, b in np.argwhere(expected):
+        pmi[a, b] = max(0, np.log(expected[a, b] / (total[a] * context[b])))
+    np.testing.assert_allclose(make_start.positive_pmi(counts).toarray(), pmi)
+
+
+def test_static_vectors_keep_the_largest_singular_directions():
+    random = np.random.default_rng(0)
+    matrix = random.random((40, 6)) @ random.random((6, 40))
+    vectors = make_start.static_vectors(scipy.sparse.csr_matrix(matrix), 6)
+    u, s, _ = np.linalg.svd(matrix)
+    np.testing.assert_allclose(np.abs(vectors), np.abs(u[:, :6] * s[:6] ** 0.5), atol=1e-6)
+
+
+@pytest.fixture
+def data(tmp_path, sample_sentences):
+    """A folder as make_data writes it, from the sample."""
+    (tmp_path / "sentences.txt").write_text("\n".join(sample_sentences[:300]) + "\n", encoding="utf-8")
+    pairs = zip(sample_sentences[0::3], sample_sentences[1::3])
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs), encoding="utf-8")
+    for name, step in (("korsts_train.tsv", 3), ("klue_sts_train.tsv", 6)):
+        rows = zip(sample_sentences[0:90:step], sample_sentences[1:91:step])
+        (tmp_path / name).write_text("".join(f"{a}\t{b}\t{i % 6}\n" for i, (a, b) in enumerate(rows)))
+    return tmp_path
+
+
+def test_scored_pairs_are_the_teachers_mean_cosine(data, tiny_bert, monkeypatch, sample_sentences):
+    monkeypatch.setattr(static, "STEPS", 2)
+    monkeypatch.setattr(make_pairs, "NEAREST", 5)
+    for name, pooling in (("one", "mean"), ("two", "cls")):
+        save_encoder(load_encoder(tiny_bert, pooling), data / name)
+    runs = [str(data / "one"), str(data / "two")]
+    flags = [str(data), "--start", "mini", "--teachers", *runs, "--output", str(data / "scored.tsv")]
+    make_pairs.main(flags)
+    found = read_sts([data / "scored.tsv"])
+    assert len(found.scores) > 300 and len({*found.sentences1, *found.sentences2}) > 250
+    teachers = [load_encoder(run) for run in runs] + [static.StaticEncoder("mini", data).tune(1)]
+    a, b = ([teacher.encode(side) for teacher in teachers] for side in (found.sentences1, found.sentences2))
+    cosines = [F.cosine_similarity(x, y) for x, y in zip(a, b)]
+    expected = 5 * (0.35 * cosines[0] + 0.35 * cosines[1] + 0.3 * cosines[2]).clamp(0, 1)
+    np.testing.assert_allclose(found.scores, expected, atol=2e-4)
+
+
+def test_partners_are_near_or_random_and_never_the_sentence_itself(monkeypatch):
+    monkeypatch.setattr(make_pairs, "NEAREST", 4)
+    vectors = F.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    nearest = (vectors @ vectors.T - 3 * torch.eye(50)).topk(4).indices.tolist()
+    monkeypatch.setattr(make_pairs, "RANDOM_SHARE", 0)
+    pairs = make_pairs.pair(vectors, 2, np.random.default_rng(0))
+    assert all(i < j and (j in nearest[i] or i in nearest[j]) for i, j in pairs)
+    assert {i for both in pairs for i in both} == set(range(50)) and pairs == sorted(set(pairs))
+    monkeypatch.setattr(make_pairs, "RANDOM_SHARE", 1)
+    assert len(make_pairs.pair(vectors, 2, np.random.default_rng(0))) > len(pairs)
+
+
+def test_average_of_runs(tiny_bert, tmp_path, sample_sentences, fails):
+    encoder = load_encoder(tiny_bert, "mean")
+    encoder.bert.config.save_pretrained(tmp_path / "mini")
+    encoder.tokenizer.save_pretrained(tmp_path / "mini")
+    weights = [{name: value + shift for name, value in encoder.bert.state_dict().items()} for shift in (0, 0.5, 1)]
+    for name, values in zip("abc", weights):
+        encoder.bert.load_state_dict(values)
+        save_encoder(encoder, tmp_path / name)
+    average.main([*(str(tmp_path / name) for name in "abc"), "--output", str(tmp_path / "mini")])
+    saved = load_file(tmp_path / "mini" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float16}
+    for name, value in weights[1].items():
+        torch.testing.assert_close(saved[name].float(), value, atol=2e-3, rtol=1e-3)
+    assert json.loads((tmp_path / "mini" / "sentence_encoder.json").read_text()) == {"pooling": "mean", "max_len": 50}
+    assert load_encoder(tmp_path / "mini").encode(sample_sentences[0]).isfinite().all()
+    save_encoder(load_encoder(tiny_bert, "cls"), tmp_path / "other")
+    flags = [tmp_path / "a", tmp_path / "other", "--output", tmp_path / "mini"]
+    assert "runs of different models or settings have no mean" in fails(average.main, flags)
+    assert "no config.json there" in fails(average.main, [tmp_path / "a", "--output", tmp_path])
+
+
+def test_retrieval_against_scikit_learn(tmp_path):
+    random = np.random.default_rng(0)
+    groups, vectors = np.repeat(range(6), 4), random.normal(size=(24, 3))
+    (tmp_path / "groups.tsv").write_text("".join(f"{group}\t{i}\n" for i, group in enumerate(groups)))
+    assert [sentence for _, sentence in read_pairs(tmp_path / "groups.tsv")] == list(map(str, range(24)))
+    found = baselines.retrieval(lambda sentences: vectors[[int(s) for s in sentences]], tmp_path / "groups.tsv")
+    cosines = (vectors @ vectors.T) / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
+    first, precisions = [], []
+    for i in range(24):
+        others = np.arange(24) != i
+        first.append(groups[others][cosines[i, others].argmax()] == groups[i])
+        precisions.append(average_precision_score(groups[others] == groups[i], cosines[i, others]))
+    assert found == pytest.approx((100 * np.mean(first), 100 * np.mean(precisions)))
+
+
+def test_start_has_static_vectors_for_frequent_pieces(tmp_path, sample_sentences):
+    (tmp_path / "lines.txt").write_text("\n".join(sample_sentences) + "\n", encoding="utf-8")
+    make_start.main([str(tmp_path / "lines.txt"), "--output", str(tmp_path / "start")])
+    encoder = load_encoder(tmp_path / "start", "mean")
+    found = encoder.bert.get_input_embeddings().weight.detach()
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(MINI)
+    random = AutoModel.from_config(config, add_pooling_layer=False, dtype=torch.float32).get_input_embeddings().weight
+    counts = np.bincount(tokenize(sample_sentences, encoder.tokenizer, 128).ids, minlength=len(found))
+    frequent = torch.from_numpy(counts >= make_start.RARE) & (torch.arange(len(found)) >= make_start.FIRST)
+    assert (found == random).all(1).equal(~frequent)
+    assert found[frequent].norm(dim=1).mean().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_comparison_shows_what_evaluate_shows(tiny_bert, tmp_path, capsys):
+    save_encoder(load_encoder(tiny_bert, "mean"), tmp_path)
+    test = SAMPLE / "test_sts.tsv"
+    flags = ["--idf_data", str(SAMPLE / "valid_sts.tsv"), "--test_data", str(test), "--model", str(tmp_path)]
+    baselines.main(flags)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    pairs = read_sts([test])
+    scores = evaluate_sts(load_encoder(tmp_path).encode, [*pairs.sentences1, *pairs.sentences2], pairs.scores)
+    assert rows[-1] == [str(tmp_path), f"{scores['cosine_spearman']:.2f}"]
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3))
+    valid = read_sts([SAMPLE / "valid_sts.tsv"])
+    characters.fit([*valid.sentences1, *valid.sentences2])
+    a, b = (characters.transform(sentences).toarray() for sentences in (pairs.sentences1, pairs.sentences2))
+    assert float(rows[2][1]) == pytest.approx(100 * spearmanr((a * b).sum(1), pairs.scores).statistic, abs=0.005)
