@@ -4,8 +4,8 @@
 
 FOLDER holds triplets/ (anchor, positive, negative), KorNLU/ and KLUE/ as published and sentences/klue_nli_train.txt.
 MODEL is what every training starts from, such as mini before its tuning (model/mini/README.md). A training is a
-process of one thread; `--jobs` run at a time. One that ended before is not run again. Best checkpoints are chosen on
-KorSTS dev.
+process of one thread; `--jobs` run at a time. One that ended before is not run again. The checkpoint that is best on
+KorSTS dev is kept, of sbert-nli, which another stage follows, the last one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 import evaluate
 from data import flags
 from data.errors import RunError, one_sentence_errors
-from model.run_folder import LOG_FILE
+from model.run_folder import LOG_FILE, METRICS_FILE
 
 SHARED = "--pooling mean --max_len 64 --lr 3e-4 --warmup_ratio 0.1 --max_grad_norm 1 --eval_steps 23"
 TRIPLETS = " ".join(
@@ -42,7 +42,7 @@ RUNS = {  # name: flags
     "simcse, Matryoshka 64, 128, 256": f"{SIMCSE} --matryoshka 64,128",
     "simcse-unsup": "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 "
     "--max_steps 92",
-    "sbert-nli": f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 184",
+    "sbert-nli": f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 184 --select_by last",
     "sts": f"--objective sts {GRADED}",
     "sbert-nli, then sts": f"--objective sts {GRADED}",
     "cosent": f"--objective cosent {GRADED}",
@@ -71,10 +71,11 @@ def train(args, name, seed):
 
 
 def dev_scores(run):
-    """(cosine Spearman at step 0, the best one) of a run's log."""
+    """Cosine Spearman on dev (at step 0, of the checkpoint that is kept)."""
     with (run / LOG_FILE).open(encoding="utf-8") as file:
-        scores = [float(row["cosine_spearman"]) for row in csv.DictReader(file) if row["cosine_spearman"]]
-    return scores[0], max(scores)
+        first = next(csv.DictReader(file))
+    kept = json.loads((run / METRICS_FILE).read_text(encoding="utf-8"))
+    return float(first["cosine_spearman"]), kept["cosine_spearman"]
 
 
 def spread(values):
@@ -101,7 +102,7 @@ def main(argv=None):
     test = f"{args.korean}/KorNLU/KorSTS/sts-test.tsv"
     evaluate.main(["--model", *map(str, runs.values()), "--test_data", test, "--json", str(scores)])
     tested = dict(zip(runs, json.loads(scores.read_text(encoding="utf-8"))))
-    print("\n| objective | dev at step 0 | dev, best | test | test AVG |\n|---|---|---|---|---|")
+    print("\n| objective | dev at step 0 | dev, kept | test | test AVG |\n|---|---|---|---|---|")
     for name in args.runs:
         first, best = zip(*(dev_scores(runs[name, seed]) for seed in args.seeds))
         found = [tested[name, seed] for seed in args.seeds]

@@ -17,8 +17,8 @@ import train
 from data.dropped import Dropped
 from data.nli import read_triplets
 from data.tasks import read_examples
-from data.tokenize import Tokens, tokenize
-from model.checkpoint import load_encoder, save_encoder
+from data.tokenize import Tokens, load_tokenizer, tokenize
+from model.checkpoint import MINI, load_encoder, save_encoder
 from model.losses import contrastive_loss, cosent_loss, cosine_regression_loss, symmetric_contrastive_loss
 from model.microbatch import Encode
 from model.objectives import (
@@ -473,7 +473,7 @@ BACKBONES = {
 }
 
 
-def tiny_folder(family, tmp_path, tokenizer="mini"):
+def tiny_folder(family, tmp_path):
     """A random model of a family in a Hugging Face folder, with mini's tokenizer."""
     folder = tmp_path / family
     if not folder.is_dir():
@@ -482,7 +482,7 @@ def tiny_folder(family, tmp_path, tokenizer="mini"):
         ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
         config = getattr(transformers, f"{name}Config")(vocab_size=12_000, **ids, **sizes)
         getattr(transformers, f"{name}Model")(config).save_pretrained(folder)
-        load_encoder(tokenizer, pooling="mean").tokenizer.save_pretrained(folder)
+        load_tokenizer(MINI).save_pretrained(folder)
     return folder
 
 
