@@ -72,7 +72,7 @@ def main(argv=None):
     measured = held_out | {key(sentence) for sentence in (*korsts.sentences1, *korsts.sentences2)}
     for name, rows in files.items():
         banned = held_out if name == "korsts_train.tsv" else measured
-        files[name] = [row for row in rows if not any(key(str(value)) in banned for value in row)]
+        files[name] = [row for row in rows if not any(key(v) in banned for v in row if isinstance(v, str))]
     # every sentence is text for masked language modelling
     texts = {key(v): v for rows in files.values() for row in rows for v in row if isinstance(v, str)}
     files["sentences.txt"] = [(text,) for text_key, text in texts.items() if text_key not in measured]
