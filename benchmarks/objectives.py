@@ -34,15 +34,18 @@ NLI += " {korean}/KorNLU/KorNLI/xnli.dev.ko.tsv {korean}/KorNLU/KorNLI/xnli.test
 STS = "{korean}/KorNLU/KorSTS/sts-train.tsv"
 SIMCSE = f"--train_data {TRIPLETS} --batch_size 128 --epochs 1"
 GRADED = f"--train_data {STS} --batch_size 64 --epochs 2"
+UNSUP = "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 --max_steps 92"
+SBERT = f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 184"
 TASKS = f"--task simcse:1:128:{TRIPLETS.replace(' ', ',')} --task sts:1:64:{STS} --epochs 1"
 RUNS = {  # name: flags
     "simcse": SIMCSE,
     "simcse, no hard negatives": f"{SIMCSE} --negatives 0",
     "simcse, duplicates masked": f"{SIMCSE} --mask_duplicates",
     "simcse, Matryoshka 64, 128, 256": f"{SIMCSE} --matryoshka 64,128",
-    "simcse-unsup": "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 "
-    "--max_steps 92",
-    "sbert-nli": f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 184 --select_by last",
+    "simcse-unsup": UNSUP,
+    "simcse-unsup, cls, lr 1e-4": f"{UNSUP} --pooling cls --lr 1e-4",
+    "sbert-nli": f"{SBERT} --select_by last",
+    "sbert-nli, cls, lr 3e-5": f"{SBERT} --pooling cls --lr 3e-5",
     "sts": f"--objective sts {GRADED}",
     "sbert-nli, then sts": f"--objective sts {GRADED}",
     "cosent": f"--objective cosent {GRADED}",
