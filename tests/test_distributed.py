@@ -1,4 +1,4 @@
-"""Several processes: gloo on the CPU, forked from this one; and once by the real torchrun."""
+"""Several processes: gloo on the CPU, forked from this one; and by the real torchrun."""
 
 import os
 import signal
@@ -162,6 +162,28 @@ def test_a_whole_training_by_torchrun(train_flags, tmp_path):
     )
     result = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr.count("going on after step 7") == 1, result.stderr
+
+
+def test_sigterm_to_torchrun_saves_a_state_and_resumes(train_flags, tmp_path):
+    """What Slurm sends: torchrun passes it on, and its own exit code is 1."""
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
+    command += ["train.py", *train_flags, "--epochs", "8", "--output_dir", str(tmp_path), "--resume"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        before = []
+        for line in process.stderr:
+            before.append(line)
+            if line.startswith("step 3: dev"):
+                process.terminate()
+                break
+        after = process.stderr.read()
+        code = process.wait(60)
+    assert code == 1, (before, after)
+    assert after.count("SIGTERM: stopping after this step") == 2 and "its state saved in" in after
+    newest = States(tmp_path / "state").newest()
+    assert 3 <= newest < 56
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and f"going on after step {newest}" in result.stderr, result.stderr
+    assert "step 56: dev" in result.stderr
 
 
 def test_a_signal_to_one_process_stops_all_and_resumes(train_flags, tmp_path):
