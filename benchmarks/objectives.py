@@ -34,8 +34,10 @@ NLI += " {korean}/KorNLU/KorNLI/xnli.dev.ko.tsv {korean}/KorNLU/KorNLI/xnli.test
 STS = "{korean}/KorNLU/KorSTS/sts-train.tsv"
 SIMCSE = f"--train_data {TRIPLETS} --batch_size 128 --epochs 1"
 GRADED = f"--train_data {STS} --batch_size 64 --epochs 2"
-UNSUP = "--objective simcse-unsup --train_data {korean}/sentences/klue_nli_train.txt --batch_size 128 --max_steps 92"
+UNLABELLED = "{korean}/sentences/klue_nli_train.txt"
+UNSUP = f"--objective simcse-unsup --train_data {UNLABELLED} --batch_size 128 --max_steps 92"
 SBERT = f"--objective sbert-nli --train_data {NLI} --batch_size 64 --max_steps 184"
+SBERT_MLM = f"--task sbert-nli:1:64:{NLI.replace(' ', ',')} --task mlm:1:64:{UNLABELLED} --max_steps 184"
 TASKS = f"--task simcse:1:128:{TRIPLETS.replace(' ', ',')} --task sts:1:64:{STS} --epochs 1"
 RUNS = {  # name: flags
     "simcse": SIMCSE,
@@ -46,10 +48,12 @@ RUNS = {  # name: flags
     "simcse-unsup, cls, lr 1e-4": f"{UNSUP} --pooling cls --lr 1e-4",
     "sbert-nli": f"{SBERT} --select_by last",
     "sbert-nli, cls, lr 3e-5": f"{SBERT} --pooling cls --lr 3e-5",
+    "sbert-nli + mlm, cls, lr 1e-4": f"{SBERT_MLM} --pooling cls --lr 1e-4",
     "sts": f"--objective sts {GRADED}",
     "sbert-nli, then sts": f"--objective sts {GRADED}",
     "cosent": f"--objective cosent {GRADED}",
     "simcse + sts, summed": f"{TASKS} --mix sum",
+    "simcse x 0.1 + sts, summed": f"{TASKS.replace('simcse:1:', 'simcse:0.1:')} --mix sum",
     "simcse + sts, alternating": f"{TASKS} --mix alternate",
 }
 STARTS = {"sbert-nli, then sts": "sbert-nli"}  # where another run's model is the start instead of --model

@@ -24,14 +24,12 @@ class Progress:
         seconds: of training so far, evaluations and saving not counted.
 
     Attributes:
-        seconds: the same, up to the last closed window.
-        examples: examples that those seconds were spent on, in this process's life.
+        seconds, examples: of the whole training, up to the last closed window.
     """
 
     def __init__(self, run, total_examples, examples_before, seconds):
         self.run = run
-        self.seconds = self.seconds_before = seconds
-        self.examples = 0
+        self.seconds, self.examples = seconds, examples_before
         hidden = None if distributed.rank() == 0 else True  # None: where stderr is no terminal
         self.bar = tqdm(total=total_examples, initial=examples_before, desc="train", unit="example", disable=hidden)
         self.open_window()
@@ -78,8 +76,8 @@ class Progress:
 
     @property
     def rate(self):
-        """Examples a second since this process began, evaluations and saving not counted."""
-        return self.examples / max(self.seconds - self.seconds_before, 1e-9)
+        """Examples a second, evaluations and saving not counted."""
+        return self.examples / max(self.seconds, 1e-9)
 
 
 def peak_memory(device):

@@ -191,8 +191,11 @@ def test_resuming_from_a_model_in_the_run_folder_is_refused(run, capsys):
 def test_a_finished_run_is_left_as_it_is(run, capsys):
     folder = run("run")
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    last_line = capsys.readouterr().err.splitlines()[-1]
     run("run", "--resume")
-    assert "going on after step 16" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("going on after step 16") for line in lines)
+    assert lines[-1].split(", peak")[0] == last_line.split(", peak")[0]  # score, time, examples/s: of the training
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
