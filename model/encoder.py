@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
+from model.dropout import replace_dropout
 from model.microbatch import pad
 from model.packed import make_packable, pack, position_offset, positions
 from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
@@ -37,6 +38,7 @@ class SentenceEncoder(nn.Module):
         check_backbone(backbone, pooling, max_len)
         if pooling != "pooler" and hasattr(backbone, "pooler"):
             backbone.pooler = None  # not computed, not trained, not saved
+        replace_dropout(backbone)
         self.bert = backbone  # the name of the published checkpoint's keys
         self.tokenizer = tokenizer
         self.pooling = pooling
