@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.checkpoint import load_encoder
-from model.dropout import Dropout
+from model.dropout import Dropout, replace_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,3 +50,10 @@ def test_an_encoder_has_no_other(tiny_bert):
     found = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
     assert len(found) > 2 and all(type(module) is Dropout for module in found)
     assert {module.p for module in found} == {0.2}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_stays(training):
+    model = nn.Sequential(nn.Dropout(0.2)).train(training)
+    replace_dropout(model)
+    assert type(model[0]) is Dropout and model[0].training is training
