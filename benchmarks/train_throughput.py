@@ -109,9 +109,8 @@ def ours(encoder, sentences, batches, args):
 
 
 def reference(encoder, sentences, batches, args):
-    bert = encoder.bert
-    bert.set_attn_implementation("sdpa")
-    encoder.bert.encoder.layer[-1].attention.output._forward_pre_hooks.clear()
+    bert = BertModel(encoder.bert.config).to(args.device)  # transformers' own modules
+    bert.load_state_dict(encoder.bert.state_dict())
     optimizer = torch.optim.AdamW(bert.parameters(), lr=1e-4)
     tokenize = functools.partial(
         encoder.tokenizer, padding="max_length", truncation=True, max_length=MAX_LEN, return_tensors="pt"

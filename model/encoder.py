@@ -1,6 +1,5 @@
 """SentenceEncoder: a transformer and a pooling."""
 
-import contextvars
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,13 +10,11 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
+from model.attention import group
 from model.dropout import replace_dropout
 from model.microbatch import pad
 from model.packed import make_packable, pack, position_offset, positions
 from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
-
-# token states that the last layer's second half computes; a context variable, because threads may share an encoder
-KEPT = contextvars.ContextVar("kept", default=slice(None))
 
 
 class SentenceEncoder(nn.Module):
@@ -45,7 +42,7 @@ class SentenceEncoder(nn.Module):
         self.max_len = max_len
         self._packable = make_packable(backbone)
         if pooling in ("pooler", "cls") and self._packable:
-            backbone.encoder.layer[-1].attention.output.register_forward_pre_hook(self._keep_first_tokens)
+            backbone.encoder.layer[-1].attention.last = True
 
     @property
     def device(self):
@@ -95,31 +92,25 @@ class SentenceEncoder(nn.Module):
     def token_states(self, ids, shape):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if isinstance(shape, list):
-            return self._run_packed(slice(None), ids, shape).last_hidden_state[0]
-        return self._run_padded(slice(None), ids, shape).last_hidden_state
+            return self._run_packed(None, ids, shape).last_hidden_state[0]
+        return self._run_padded(None, ids, shape).last_hidden_state
 
     def _run_packed(self, kept, ids, blocks):
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
         where = torch.from_numpy(positions(lengths) + position_offset(self.bert.config)).to(ids.device)
-        return self._run(kept, input_ids=ids[None], position_ids=where[None], blocks=blocks)
+        groups = group(lengths, self.bert.config.num_attention_heads) if self.bert.training else None
+        return self._run(input_ids=ids[None], position_ids=where[None], kept=kept, blocks=blocks, groups=groups)
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):
-        if self._packable:  # else transformers asks the GPU whether anything is padded at all, and waits for the answer
-            length = attention_mask.shape[1]
-            attention_mask = attention_mask.bool()[:, None, None].expand(-1, -1, length, -1)
-        return self._run(kept, input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        if self._packable:
+            inputs["kept"] = kept
+            # else transformers asks the GPU whether anything is padded at all, and waits for the answer
+            attention_mask = attention_mask.bool()[:, None, None].expand(-1, -1, attention_mask.shape[1], -1)
+        return self._run(input_ids=input_ids, attention_mask=attention_mask, **inputs)
 
-    def _run(self, kept, **inputs):
-        before = KEPT.set(kept)
-        try:
-            # BERT's own pooler, run with it, is not used: what it sees are not sentences, and it is not in float32
-            return self.bert(output_hidden_states=self.pooling in NEEDS_ALL_LAYERS, **inputs)
-        finally:
-            KEPT.reset(before)
-
-    def _keep_first_tokens(self, module, states):
-        """Where pooling takes [CLS] alone, what follows the last attention is computed for [CLS] alone."""
-        return tuple(x[:, KEPT.get()] for x in states)
+    def _run(self, **inputs):
+        # BERT's own pooler, run with it, is not used: what it sees are not sentences, and it is not in float32
+        return self.bert(output_hidden_states=self.pooling in NEEDS_ALL_LAYERS, **inputs)
 
     def _pool(self, states, attention_mask=None):
         """(n, length, hidden) to (n, d), in float32 whatever the precision of the transformer."""

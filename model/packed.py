@@ -7,12 +7,10 @@ a GPU the many small attentions would not be, and PyTorch's kernel for unequal l
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-# families that attend by transformers' AttentionInterface and whose only notion of position is `position_ids`
+from model.attention import Attention
+
+# families whose self-attention is BERT's and whose only notion of position is `position_ids`
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet")
 
@@ -24,11 +22,11 @@ def position_offset(config):
 
 def make_packable(backbone):
     """Let `backbone` take packed sentences beside padded ones; False where its family cannot."""
-    if backbone.config.model_type not in FAMILIES or backbone.config._attn_implementation != "sdpa":
+    config = backbone.config
+    if config.model_type not in FAMILIES or config._attn_implementation != "sdpa" or config.is_decoder:
         return False
-    AttentionInterface.register("sdpa_blocks", attend_in_blocks)
-    AttentionMaskInterface.register("sdpa_blocks", sdpa_mask)
-    backbone.set_attn_implementation("sdpa_blocks")
+    for layer in backbone.encoder.layer:
+        layer.attention = Attention(layer.attention)
     return True
 
 
@@ -54,19 +52,3 @@ def positions(lengths):
     """0, 1, ..., length - 1 for each sentence, one after the other: (total tokens,)."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-
-
-def attend_in_blocks(module, query, key, value, attention_mask, dropout=0.0, scaling=None, blocks=None, **kwargs):
-    """transformers' attention interface: (1, heads, tokens, d) each, `blocks` as `pack` gives them.
-
-    Without `blocks` the input is padded and attention is the ordinary one.
-    """
-    if blocks is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    sizes = [n * length for n, length in blocks]
-    parts = []
-    for (n, length), *block in zip(blocks, *(x[0].transpose(0, 1).split(sizes) for x in (query, key, value))):
-        q, k, v = (x.unflatten(0, (n, length)).transpose(1, 2) for x in block)  # (n, heads, length, d)
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-        parts.append(attended.transpose(1, 2).flatten(0, 1))  # (n * length, heads, d)
-    return torch.cat(parts).unsqueeze(0), None

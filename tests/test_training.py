@@ -50,10 +50,11 @@ def gradients(encoder, loss):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("max_tokens, packed", [(1, True), (400, True), (100_000, True), (60, False), (100_000, False)])
-def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_tokens, packed, pooling):
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second goes dropout's way, but nothing ever falls
+def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_tokens, packed, pooling, dropout):
     """The reference procedure: three passes over premises, entailments and contradictions, padded to 50."""
     _, sentences, tokens, examples = batch
-    encoder = load_encoder(tiny_bert, pooling, dropout=0.0, training=True)
+    encoder = load_encoder(tiny_bert, pooling, dropout=dropout, training=True).train()
     encoder._packable = packed
     encode = Encode(encoder, tokens, max_tokens)
     loss = simcse(encode, examples)
@@ -87,11 +88,16 @@ def test_the_last_layer_computes_first_tokens_alone(tiny_bert, batch):
     seen = {}
     for pooling in ("cls", "mean"):
         encoder = load_encoder(tiny_bert, pooling, training=True)
-        encoder.bert.encoder.layer[-1].intermediate.register_forward_hook(
-            lambda module, inputs, output, pooling=pooling: seen.__setitem__(pooling, output.shape[:-1].numel())
-        )
-        Encode(encoder, tokens, 10_000)(examples[:, 0])
-    assert seen == {"cls": 16, "mean": tokens.lengths[examples[:, 0]].sum()}
+        layer = encoder.bert.encoder.layer[-1]
+        for module in (layer.attention.self.query, layer.intermediate):
+            module.register_forward_hook(
+                lambda module, inputs, output: seen.setdefault(pooling, []).append(output.shape[:-1].numel())  # noqa: B023
+            )
+        for mode in (True, False):
+            Encode(encoder.train(mode), tokens, 10_000)(examples[:, 0])
+    # with mean pooling and dropout all queries come of one product with keys and values: `query` itself is not called
+    whole = tokens.lengths[examples[:, 0]].sum()
+    assert seen == {"cls": [16] * 4, "mean": [whole] * 3}
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -1,0 +1,188 @@
+"""Self-attention of BERT and its relatives, for padded and for packed sentences."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.dropout import draw_kept
+
+STEP = 8  # lengths in one group differ by less than this
+
+
+class Attention(nn.Module):
+    """Self-attention and what follows it up to LayerNorm, in the place of transformers' module, parameters and all.
+
+    Args:
+        plain: transformers' module.
+
+    Attributes:
+        last: whether this is the last layer and pooling looks at [CLS] alone; then nothing else is computed.
+    """
+
+    def __init__(self, plain):
+        super().__init__()
+        self.self, self.output = plain.self, plain.output
+        self.last = False
+
+    def forward(self, states, attention_mask=None, kept=None, blocks=None, groups=None, **kwargs):
+        """(n, length, hidden) states into (states of the same shape, None), as transformers calls it.
+
+        Packed sentences are one row, n = 1: `blocks` is what packed.pack gives, `groups` are the same sentences as
+        Groups, for dropout. `kept` is where the [CLS] are in a row; the `last` layer's result has these tokens alone.
+        """
+        if not self.last or kept is None:
+            kept = slice(None)
+        asking = states[:, kept]
+        all_ask = asking.shape[1] == states.shape[1]
+        dropout = self.self.dropout.p if self.training else 0.0
+        if blocks is None:
+            mask = None if attention_mask is None else attention_mask[:, :, kept]
+            attended = self._attend(*self._project(asking, states), mask, dropout)
+        elif dropout:
+            attended = self._attend_in_groups(None if all_ask else asking[0], states[0], groups, dropout)[None]
+        else:
+            sizes = [n * length for n, length in blocks]
+            query, key, value = (x[0] for x in self._project(asking, states))
+            parts = zip(query.split(sizes if all_ask else [n for n, _ in blocks]), key.split(sizes), value.split(sizes))
+            attended = [self._attend(*(x.unflatten(0, (n, -1)) for x in part)) for (n, _), part in zip(blocks, parts)]
+            attended = torch.cat([x.flatten(0, 1) for x in attended])[None]
+        return self.output(attended, asking), None
+
+    def _project(self, asking, states):
+        return self.self.query(asking), self.self.key(states), self.self.value(states)
+
+    def _attend(self, query, key, value, mask=None, dropout=0.0):
+        """(n, length, hidden) each, the query's length being its own."""
+        heads = (-1, self.self.attention_head_size)
+        query, key, value = (x.unflatten(-1, heads).transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
+
+    def _attend_in_groups(self, asking, states, groups, dropout):
+        """Packed states (tokens, hidden), and those that ask (n, hidden) if not all do."""
+        layers = [self.self.key, self.self.value]
+        query = None if asking is None else self.self.query(asking)
+        if query is None:
+            layers.insert(0, self.self.query)
+        # one product: its input is cast once, and its gradient is summed in float32
+        states = F.linear(states, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
+        return GroupAttention.apply(query, states, groups, self.self.attention_head_size, dropout)
+
+
+class Group:
+    """Packed sentences of about equal length, each padded to the longest, every head apart.
+
+    Short sentences cost little arithmetic, but every call costs time, and in groups there are few.
+
+    Args:
+        sentences, tokens: slices, which of all sentences and of all their tokens they are.
+        lengths: (n,) their tokens.
+        heads: of the attention.
+
+    Attributes:
+        shape: (n x heads, longest).
+        bias: (n x heads, 1, longest) float32, to be added to scores: 0, or -inf on padding.
+        padding: int64, which of the n x heads x longest places are padding.
+    """
+
+    def __init__(self, sentences, tokens, lengths, heads):
+        self.sentences, self.tokens, self.heads = sentences, tokens, heads
+        column = np.arange(lengths.max())
+        self._real = np.repeat(column < lengths[:, None], heads, axis=0)  # (n x heads, longest)
+        self._token = (np.cumsum(lengths) - lengths)[:, None, None] + np.minimum(column, lengths[:, None] - 1)[:, None]
+        self.shape = self._real.shape
+        self.bias = torch.from_numpy(np.where(self._real, 0, -np.inf).astype(np.float32)).unsqueeze(1)
+        self.padding = torch.from_numpy(np.flatnonzero(~self._real))
+        self._layouts = {}
+
+    def layout(self, k):
+        """Where k states of a token, side by side in (tokens x k x heads, d), stand in (k x n x heads x longest, d).
+
+        Returns:
+            (rows, places): the row at each place, a row of the same sentence on padding; the place of each row.
+        """
+        if k not in self._layouts:
+            state, head = np.arange(k)[:, None, None, None], np.arange(self.heads)[:, None]
+            rows = ((self._token * k + state) * self.heads + head).ravel()
+            real = np.flatnonzero(np.broadcast_to(self._real, (k, *self.shape)))
+            places = np.empty(len(real), dtype=np.int64)
+            places[rows[real]] = real
+            self._layouts[k] = torch.from_numpy(rows), torch.from_numpy(places)
+        return self._layouts[k]
+
+
+def group(lengths, heads):
+    """Packed sentences, similar ones beside each other, as a list of Groups.
+
+    Args:
+        lengths: (n,) tokens of each sentence.
+        heads: of the attention.
+    """
+    ends = np.cumsum(lengths)
+    first = np.flatnonzero(np.diff((lengths - 1) // STEP, prepend=-1))
+    parts = map(slice, first, [*first[1:], len(lengths)])
+    return [Group(x, slice(ends[x.start] - lengths[x.start], ends[x.stop - 1]), lengths[x], heads) for x in parts]
+
+
+class GroupAttention(torch.autograd.Function):
+    """dropout(softmax(q k^T / sqrt(d))) v within each sentence and head, softmax in float32; a Group after the other.
+
+    PyTorch's fused kernel for CPUs knows no dropout, and what it takes instead is slow on short sentences.
+
+    Args (of `apply`):
+        query: None, or (n, heads x d) where each sentence's first token alone asks.
+        states: queries, if `query` is None, keys and values side by side: (tokens, 3 or 2 x heads x d).
+        groups: a list of Groups, all of the sentences.
+        d: size of a head.
+        dropout: probability.
+
+    Returns:
+        (tokens, heads x d), or (n, heads x d).
+    """
+
+    @staticmethod
+    def forward(ctx, query, states, groups, d, dropout):
+        k = 3 if query is None else 2
+        attended = states.new_empty(len(states if query is None else query), states.shape[1] // k)
+        saved = []
+        for g in groups:
+            part = states[g.tokens].view(-1, d).index_select(0, g.layout(k)[0]).view(k, *g.shape, d)
+            *own, key, value = part
+            q = own[0] if own else query[g.sentences].view(-1, 1, d)
+            scores = torch.baddbmm(g.bias.to(q.dtype), q, key.mT, alpha=d**-0.5)
+            probabilities = torch.softmax(scores.float(), -1)
+            kept = draw_kept(scores.shape, dropout, q.dtype)
+            result = torch.bmm(probabilities.to(q.dtype) * kept, value).view(-1, d)
+            if own:
+                torch.index_select(result, 0, g.layout(1)[1], out=attended[g.tokens].view(-1, d))
+            else:
+                attended[g.sentences] = result.view(-1, attended.shape[1])
+            saved += part, probabilities, kept
+        ctx.groups, ctx.k, ctx.d = groups, k, d
+        ctx.save_for_backward(query, *saved)
+        return attended
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        query, *saved = ctx.saved_tensors
+        k, d = ctx.k, ctx.d
+        states_grad = grad.new_empty(ctx.groups[-1].tokens.stop, k * grad.shape[1])
+        query_grad = None if query is None else torch.empty_like(query)
+        for g, part, probabilities, kept in zip(ctx.groups, saved[::3], saved[1::3], saved[2::3]):
+            part_grad = torch.empty_like(part)
+            (*own, key, value), (*own_grad, key_grad, value_grad) = part, part_grad
+            if own:
+                q, q_grad = own[0], own_grad[0]
+                result_grad = grad[g.tokens].view(-1, d).index_select(0, g.layout(1)[0])
+                result_grad = result_grad.index_fill_(0, g.padding, 0).view_as(q)
+            else:
+                q, q_grad, result_grad = (x[g.sentences].view(-1, 1, d) for x in (query, query_grad, grad))
+            torch.bmm((probabilities.to(q.dtype) * kept).mT, result_grad, out=value_grad)
+            softmax_grad = torch.bmm(result_grad, value.mT).mul_(kept).float()
+            scores_grad = torch._softmax_backward_data(softmax_grad, probabilities, -1, torch.float32)
+            scores_grad = scores_grad.mul_(d**-0.5).to(q.dtype)
+            torch.bmm(scores_grad, key, out=q_grad)
+            torch.bmm(scores_grad.mT, q, out=key_grad)
+            torch.index_select(part_grad.view(-1, d), 0, g.layout(k)[1], out=states_grad[g.tokens].view(-1, d))
+        return query_grad, states_grad, None, None, None

@@ -1,0 +1,80 @@
+"""Attention over groups of packed sentences against attention sentence by sentence and head by head."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import attention
+from model.attention import GroupAttention, group
+from model.dropout import draw_kept
+
+HEADS, D = 3, 4
+
+
+def one_by_one(query, states, lengths, masks):
+    """Each sentence and head on its own, with the factors of dropout given: masks[i][h] (asking, length)."""
+    *own, key, value = states.unflatten(1, (-1, HEADS, D)).unbind(1)  # (tokens, heads, d)
+    results = []
+    for i, end in enumerate(np.cumsum(lengths)):
+        tokens = slice(end - lengths[i], end)
+        asking = own[0][tokens] if own else query[i].view(1, HEADS, D)
+        heads = []
+        for h in range(HEADS):
+            weights = (asking[:, h] @ key[tokens, h].T / D**0.5).softmax(1) * masks[i][h]
+            heads.append(weights @ value[tokens, h])
+        results.append(torch.cat(heads, dim=1))
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("all_ask", [True, False])
+@pytest.mark.parametrize(
+    "lengths",
+    [[5], [8, 8], [30, 17, 16, 9, 8, 8, 3, 2, 1], [1, 2, 3, 20], [16, 4, 15]],
+    ids=lambda x: "-".join(map(str, x)),
+)
+def test_groups_equal_one_by_one(lengths, all_ask, monkeypatch):
+    lengths, masks = np.array(lengths), []
+
+    def recorded(shape, p, dtype):
+        kept = draw_kept(shape, p, dtype)
+        masks.extend(kept.unflatten(0, (-1, HEADS)))  # a sentence's (heads, asking, longest)
+        return kept
+
+    monkeypatch.setattr(attention, "draw_kept", recorded)
+    torch.manual_seed(0)
+    states = torch.randn(lengths.sum(), (3 if all_ask else 2) * HEADS * D, dtype=torch.float64, requires_grad=True)
+    query = None if all_ask else torch.randn(len(lengths), HEADS * D, dtype=torch.float64, requires_grad=True)
+    inputs = [states] if all_ask else [states, query]
+    found = GroupAttention.apply(query, states, group(lengths, HEADS), D, 0.3)
+    assert all(0 < (mask == 0).double().mean() < 1 for mask in [torch.cat([x.flatten() for x in masks])])
+    masks = [mask[:, : n if all_ask else 1, :n] for mask, n in zip(masks, lengths)]
+    expected = one_by_one(query, states, lengths, masks)
+    # softmax is in float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    ahead = torch.randn_like(expected)
+    for ours, slow in zip(torch.autograd.grad(found, inputs, ahead), torch.autograd.grad(expected, inputs, ahead)):
+        torch.testing.assert_close(ours, slow, atol=1e-6, rtol=1e-5)
+
+
+def test_groups_are_of_similar_lengths_and_whole():
+    lengths = np.array([40, 33, 32, 9, 8, 8, 1])
+    groups = group(lengths, 2)
+    assert [g.shape for g in groups] == [(4, 40), (2, 32), (2, 9), (6, 8)]
+    assert [(g.sentences.start, g.sentences.stop) for g in groups] == [(0, 2), (2, 3), (3, 4), (4, 7)]
+    assert [(g.tokens.start, g.tokens.stop) for g in groups] == [(0, 73), (73, 105), (105, 114), (114, 131)]
+    assert [len(g.padding) for g in groups] == [2 * 7, 0, 0, 2 * 7]
+
+
+def test_bf16_is_near_float32():
+    torch.manual_seed(0)
+    lengths = np.array([19, 12, 11, 4])
+    states = torch.randn(lengths.sum(), 3 * HEADS * D, requires_grad=True)
+    groups, results = group(lengths, HEADS), []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(1)
+        found = GroupAttention.apply(None, states.to(dtype), groups, D, 0.2)
+        assert found.dtype == dtype
+        results.append((found.float(), torch.autograd.grad(found.float().square().sum(), states)[0]))
+    for ours, exact in zip(*results):
+        torch.testing.assert_close(ours, exact, atol=0.06, rtol=0.06)
+        assert not torch.equal(ours, exact)
