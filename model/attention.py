@@ -13,23 +13,23 @@ STEP = 8  # lengths in one group differ by less than this
 class Attention(nn.Module):
     """Self-attention and what follows it up to LayerNorm, in the place of transformers' module, parameters and all.
 
+    It is always scaled_dot_product_attention's or the groups' below: no attention weights come out, and
+    `set_attn_implementation` does not change it.
+
     Args:
         plain: transformers' module.
-
-    Attributes:
-        last: whether this is the last layer and pooling looks at [CLS] alone; then nothing else is computed.
+        last: whether it is the last layer's, of which `kept` tokens suffice.
     """
 
-    def __init__(self, plain):
+    def __init__(self, plain, last):
         super().__init__()
-        self.self, self.output = plain.self, plain.output
-        self.last = False
+        self.self, self.output, self.last = plain.self, plain.output, last
 
     def forward(self, states, attention_mask=None, kept=None, blocks=None, groups=None, **kwargs):
         """(n, length, hidden) states into (states of the same shape, None), as transformers calls it.
 
         Packed sentences are one row, n = 1: `blocks` is what packed.pack gives, `groups` are the same sentences as
-        Groups, for dropout. `kept` is where the [CLS] are in a row; the `last` layer's result has these tokens alone.
+        Groups, for dropout, on a CPU. `kept` is which tokens of a row the last layer is to give, None for all.
         """
         if not self.last or kept is None:
             kept = slice(None)
@@ -39,14 +39,14 @@ class Attention(nn.Module):
         if blocks is None:
             mask = None if attention_mask is None else attention_mask[:, :, kept]
             attended = self._attend(*self._project(asking, states), mask, dropout)
-        elif dropout:
+        elif dropout and groups is not None:
             attended = self._attend_in_groups(None if all_ask else asking[0], states[0], groups, dropout)[None]
         else:
             sizes = [n * length for n, length in blocks]
             query, key, value = (x[0] for x in self._project(asking, states))
             parts = zip(query.split(sizes if all_ask else [n for n, _ in blocks]), key.split(sizes), value.split(sizes))
-            attended = [self._attend(*(x.unflatten(0, (n, -1)) for x in part)) for (n, _), part in zip(blocks, parts)]
-            attended = torch.cat([x.flatten(0, 1) for x in attended])[None]
+            parts = [[x.unflatten(0, (n, -1)) for x in part] for (n, _), part in zip(blocks, parts)]
+            attended = torch.cat([self._attend(*part, dropout=dropout).flatten(0, 1) for part in parts])[None]
         return self.output(attended, asking), None
 
     def _project(self, asking, states):
@@ -64,8 +64,11 @@ class Attention(nn.Module):
         query = None if asking is None else self.self.query(asking)
         if query is None:
             layers.insert(0, self.self.query)
-        # one product: its input is cast once, and its gradient is summed in float32
-        states = F.linear(states, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
+        if all(type(layer) is nn.Linear for layer in layers):  # nobody's adapters
+            # one product: its input is cast once, and its gradient is summed in float32
+            states = F.linear(states, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
+        else:
+            states = torch.cat([layer(states) for layer in layers], dim=-1)
         return GroupAttention.apply(query, states, groups, self.self.attention_head_size, dropout)
 
 
@@ -125,7 +128,7 @@ def group(lengths, heads):
 
 
 class GroupAttention(torch.autograd.Function):
-    """dropout(softmax(q k^T / sqrt(d))) v within each sentence and head, softmax in float32; a Group after the other.
+    """dropout(softmax(q k^T / sqrt(d))) v within each sentence and head, softmax in float32 at least; Group by Group.
 
     PyTorch's fused kernel for CPUs knows no dropout, and what it takes instead is slow on short sentences.
 
@@ -150,16 +153,16 @@ class GroupAttention(torch.autograd.Function):
             *own, key, value = part
             q = own[0] if own else query[g.sentences].view(-1, 1, d)
             scores = torch.baddbmm(g.bias.to(q.dtype), q, key.mT, alpha=d**-0.5)
-            probabilities = torch.softmax(scores.float(), -1)
+            probabilities = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
             kept = draw_kept(scores.shape, dropout, q.dtype)
             result = torch.bmm(probabilities.to(q.dtype) * kept, value).view(-1, d)
             if own:
                 torch.index_select(result, 0, g.layout(1)[1], out=attended[g.tokens].view(-1, d))
             else:
                 attended[g.sentences] = result.view(-1, attended.shape[1])
-            saved += part, probabilities, kept
-        ctx.groups, ctx.k, ctx.d = groups, k, d
-        ctx.save_for_backward(query, *saved)
+            saved += part, probabilities, kept, g.padding, g.layout(1)[0], g.layout(k)[1]
+        ctx.slices, ctx.k, ctx.d = [(g.sentences, g.tokens) for g in groups], k, d
+        ctx.save_for_backward(query, *saved)  # all tensors: --cache_gradients lets go of what is saved here, no other
         return attended
 
     @staticmethod
@@ -167,22 +170,22 @@ class GroupAttention(torch.autograd.Function):
     def backward(ctx, grad):
         query, *saved = ctx.saved_tensors
         k, d = ctx.k, ctx.d
-        states_grad = grad.new_empty(ctx.groups[-1].tokens.stop, k * grad.shape[1])
+        states_grad = grad.new_empty(ctx.slices[-1][1].stop, k * grad.shape[1])
         query_grad = None if query is None else torch.empty_like(query)
-        for g, part, probabilities, kept in zip(ctx.groups, saved[::3], saved[1::3], saved[2::3]):
+        for (sentences, tokens), i in zip(ctx.slices, range(0, len(saved), 6)):
+            part, probabilities, kept, padding, rows, places = saved[i : i + 6]
             part_grad = torch.empty_like(part)
             (*own, key, value), (*own_grad, key_grad, value_grad) = part, part_grad
             if own:
                 q, q_grad = own[0], own_grad[0]
-                result_grad = grad[g.tokens].view(-1, d).index_select(0, g.layout(1)[0])
-                result_grad = result_grad.index_fill_(0, g.padding, 0).view_as(q)
+                result_grad = grad[tokens].view(-1, d).index_select(0, rows).index_fill_(0, padding, 0).view_as(q)
             else:
-                q, q_grad, result_grad = (x[g.sentences].view(-1, 1, d) for x in (query, query_grad, grad))
+                q, q_grad, result_grad = (x[sentences].view(-1, 1, d) for x in (query, query_grad, grad))
             torch.bmm((probabilities.to(q.dtype) * kept).mT, result_grad, out=value_grad)
-            softmax_grad = torch.bmm(result_grad, value.mT).mul_(kept).float()
-            scores_grad = torch._softmax_backward_data(softmax_grad, probabilities, -1, torch.float32)
+            softmax_grad = torch.bmm(result_grad, value.mT).mul_(kept).to(probabilities.dtype)
+            scores_grad = torch._softmax_backward_data(softmax_grad, probabilities, -1, probabilities.dtype)
             scores_grad = scores_grad.mul_(d**-0.5).to(q.dtype)
             torch.bmm(scores_grad, key, out=q_grad)
             torch.bmm(scores_grad.mT, q, out=key_grad)
-            torch.index_select(part_grad.view(-1, d), 0, g.layout(k)[1], out=states_grad[g.tokens].view(-1, d))
+            torch.index_select(part_grad.view(-1, d), 0, places, out=states_grad[tokens].view(-1, d))
         return query_grad, states_grad, None, None, None

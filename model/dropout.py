@@ -10,13 +10,13 @@ class Dropout(nn.Dropout):
     """As nn.Dropout, but with masks of `draw_kept` on a CPU."""
 
     def forward(self, x):
-        if not self.training or not 0 < self.p < 1 or x.device.type != "cpu":
+        if not self.training or not 0 < self.p < 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p, self.training)
         return x * draw_kept(x.shape, self.p, x.dtype)
 
 
 def draw_kept(shape, p, dtype):
-    """What dropout multiplies with, on the CPU: 0 with probability p, else 1 / (1 - p).
+    """What dropout multiplies with, on the CPU: 0 with probability p < 1, else 1 / (1 - p).
 
     An element's fate is 15 bits of a fast generator, which PyTorch's seeds. So p is rounded to a 32,768th; what is
     kept is scaled by just that. PyTorch draws a number for each, which took a fifth of a small encoder's step in bf16.

@@ -14,7 +14,7 @@ from model.attention import group
 from model.dropout import replace_dropout
 from model.microbatch import pad
 from model.packed import make_packable, pack, position_offset, positions
-from model.pooling import NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
+from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
 
 class SentenceEncoder(nn.Module):
@@ -41,8 +41,6 @@ class SentenceEncoder(nn.Module):
         self.pooling = pooling
         self.max_len = max_len
         self._packable = make_packable(backbone)
-        if pooling in ("pooler", "cls") and self._packable:
-            backbone.encoder.layer[-1].attention.last = True
 
     @property
     def device(self):
@@ -75,14 +73,15 @@ class SentenceEncoder(nn.Module):
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(n, length) token ids and mask into (n, d) embeddings, not normalised."""
         inputs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        outputs = self._run_padded(slice(0, 1), input_ids, attention_mask, **inputs)
+        kept = slice(0, 1) if self.pooling in FIRST_ALONE else None
+        outputs = self._run_padded(kept, input_ids, attention_mask, **inputs)
         return self._pool(states_to_pool(outputs, self.pooling), attention_mask)
 
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
         first_tokens = torch.from_numpy(np.cumsum(lengths) - lengths).to(ids.device)
-        outputs = self._run_packed(first_tokens, ids, blocks)
+        outputs = self._run_packed(first_tokens if self.pooling in FIRST_ALONE else None, ids, blocks)
         states = states_to_pool(outputs, self.pooling)[0]  # (tokens, hidden), or (n, hidden) of first tokens
         if len(states) == len(lengths):
             return self._pool(states.unsqueeze(1))

@@ -1,8 +1,9 @@
-"""Sentences through a transformer without any padding: all their tokens as one row, attention inside each sentence.
+"""Sentences through a transformer without padding: all their tokens as one row, attention inside each sentence.
 
-Sentences of one length are a dense block (n, length), so attention needs neither padding nor a mask, and every other
-operation sees nothing but tokens. On CPUs this is faster than padding, however well sorted (the README has figures); on
-a GPU the many small attentions would not be, and PyTorch's kernel for unequal lengths has no dropout.
+All but attention sees nothing but tokens. For attention sentences of one length are a dense block (n, length); under
+dropout those of similar length are a group, which is padded (model/attention.py). On CPUs this is faster than padding,
+however well sorted (the README has figures); on a GPU the many small attentions would not be, and PyTorch's kernel for
+unequal lengths has no dropout.
 """
 
 import numpy as np
@@ -25,8 +26,9 @@ def make_packable(backbone):
     config = backbone.config
     if config.model_type not in FAMILIES or config._attn_implementation != "sdpa" or config.is_decoder:
         return False
-    for layer in backbone.encoder.layer:
-        layer.attention = Attention(layer.attention)
+    layers = backbone.encoder.layer
+    for layer in layers:
+        layer.attention = Attention(layer.attention, last=layer is layers[-1])
     return True
 
 

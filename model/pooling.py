@@ -7,6 +7,7 @@ POOLINGS = (
     "mean_first_last",  # the mean over the tokens of the first and the last layer's states
     "mean_top2",  # the mean over the tokens of the last two layers' states
 )
+FIRST_ALONE = ("pooler", "cls")  # these look at nothing but the last layer's [CLS]
 NEEDS_ALL_LAYERS = ("mean_first_last", "mean_top2")
 
 

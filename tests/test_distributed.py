@@ -69,7 +69,7 @@ def step(tiny_bert):
     """A function (number of triplets, cache_gradients) -> loss and gradients of one step."""
     sentences, examples = read_triplets([SAMPLE / "train_nli.tsv"])
     encoder = load_encoder(tiny_bert, "cls", dropout=0.0, training=True).train()
-    encoder.double()  # in float32 rounding alone can be 1e-6
+    encoder.double()  # in float32 rounding alone can be 1e-6; with [CLS], because the pooler is float32's
     for p in encoder.parameters():
         if p.ndim == 2:
             p.data *= 10  # fresh weights make all embeddings alike, and their differences rounding noise

@@ -1,6 +1,7 @@
 """The training step and loop: equal to the padded, plain one; deterministic; what a run leaves behind."""
 
 import csv
+import gc
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import train
 from data.errors import RunError
 from data.nli import read_triplets
 from data.tokenize import tokenize
+from model.attention import Group
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS
@@ -121,6 +123,16 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, pa
     assert not all(torch.equal(found[0][name], other[name]) for name in other)  # dropout was on
 
 
+def test_cached_gradients_hold_nothing_of_attention(tiny_bert, batch):
+    _, _, tokens, examples = batch
+    encoder = load_encoder(tiny_bert, dropout=0.3, training=True).train()
+    for cache_gradients in (False, True):
+        embeddings = Encode(encoder, tokens, 100, cache_gradients)(examples[:, 0])
+        gc.collect()
+        assert not any(isinstance(held, Group) for held in gc.get_objects())
+    embeddings.sum().backward()
+
+
 def test_bf16_is_near_fp32_and_keeps_weights_and_loss(batch):
     encoder, _, tokens, examples = batch
 
@@ -145,7 +157,7 @@ def test_precision(monkeypatch):
 
 
 def test_compile(tiny_bert, batch):
-    """One compilation serves sentences of every length; the step is the eager one's."""
+    """One compilation serves sentences of every length, dropout included; the step is the eager one's."""
     _, _, tokens, examples = batch
     counter = CompileCounter()
     encoder = load_encoder(tiny_bert, dropout=0.0, training=True).train()
@@ -160,6 +172,12 @@ def test_compile(tiny_bert, batch):
     for start in range(0, 12, 3):  # other numbers of sentences, other lengths
         simcse(encode, examples[start : start + 4])
     assert counter.frame_count <= compilations + 1 and compilations > 0
+    torch.compiler.reset()
+    counter = CompileCounter()
+    encoder = load_encoder(tiny_bert, dropout=0.3, training=True).train()
+    encoder.compile(dynamic=True, backend=counter, fullgraph=True)
+    first, second = (Encode(encoder, tokens, 200)(examples[:4, 0]) for _ in range(2))
+    assert counter.frame_count > 0 and not torch.equal(first, second)
 
 
 def test_cut_by_length():
