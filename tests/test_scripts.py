@@ -353,3 +353,19 @@ def test_run_example_refuses_what_it_does_not_know():
         command = ["bash", str(ROOT / "run_example.sh"), argument, "/no/such/folder"]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 2 and message in result.stderr
+
+
+def test_nli_accuracy_benchmark(tiny_bert, tmp_path, capsys):
+    """Labels that the hypothesis gives away are learned with the hypothesis alone, in more steps than one."""
+    from benchmarks import nli_accuracy
+
+    words = {"entailment": "그렇다", "neutral": "모른다", "contradiction": "아니다"}
+    rows = [(f"문장 {i}", f"{i % 7} {word}", label) for i in range(64) for label, word in words.items()]
+    file = tmp_path / "nli.tsv"
+    lines = ["sentence1\tsentence2\tgold_label", *map("\t".join, rows)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    flags = ["--model", str(tiny_bert), "--train_data", *[str(file)] * 20, "--test_data", str(file), "--lr", "3e-3"]
+    nli_accuracy.main([*flags, "--seeds", "1"])
+    first, *accuracies = capsys.readouterr().out.splitlines()
+    assert first.startswith("3,840 rows to train on, 192 to test on")
+    assert [float(line.split(": ")[1].split()[0]) for line in accuracies] == [100.0, 100.0]
