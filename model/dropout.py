@@ -19,7 +19,7 @@ def draw_kept(shape, p, dtype):
     """What dropout multiplies with, on the CPU: 0 with probability p < 1, else 1 / (1 - p).
 
     An element's fate is 15 bits of a fast generator, which PyTorch's seeds. So p is rounded to a 32,768th; what is
-    kept is scaled by just that. PyTorch draws a number for each, which took a fifth of a small encoder's step in bf16.
+    kept is scaled by just that. PyTorch draws a number for each, which took 15% of a small encoder's step in bf16.
     """
     kept = max(1, round((1 - p) * 2**15))
     generator = np.random.SFC64(torch.randint(2**62, ()).item())

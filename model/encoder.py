@@ -79,12 +79,12 @@ class SentenceEncoder(nn.Module):
 
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
-        lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-        first_tokens = torch.from_numpy(np.cumsum(lengths) - lengths).to(ids.device)
-        outputs = self._run_packed(first_tokens if self.pooling in FIRST_ALONE else None, ids, blocks)
-        states = states_to_pool(outputs, self.pooling)[0]  # (tokens, hidden), or (n, hidden) of first tokens
-        if len(states) == len(lengths):
+        if self.pooling in FIRST_ALONE:
+            lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
+            first_tokens = torch.from_numpy(np.cumsum(lengths) - lengths).to(ids.device)
+            states = self._run_packed(first_tokens, ids, blocks).last_hidden_state[0]  # (n, hidden)
             return self._pool(states.unsqueeze(1))
+        states = states_to_pool(self._run_packed(None, ids, blocks), self.pooling)[0]  # (tokens, hidden)
         states = states.split([n * length for n, length in blocks])
         return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
 
