@@ -130,8 +130,8 @@ def group(lengths, heads):
 class GroupAttention(torch.autograd.Function):
     """dropout(softmax(q k^T / sqrt(d))) v within each sentence and head, softmax in float32 at least; Group by Group.
 
-    Vaswani et al. 2017 (arXiv:1706.03762), equation 1. PyTorch's fused kernel for CPUs knows no dropout, and what it takes
-    instead is slow on short sentences.
+    Vaswani et al. 2017 (arXiv:1706.03762), equation 1. PyTorch's fused kernel for CPUs knows no dropout, and what it
+    takes instead is slow on short sentences.
 
     Args (of `apply`):
         query: None, or (n, heads x d) where each sentence's first token alone asks.
