@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.dropout import draw_kept
+from model.layers import draw_kept
 
 STEP = 8  # lengths in one group differ by less than this
 

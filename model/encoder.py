@@ -11,7 +11,7 @@ from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
 from model.attention import group
-from model.dropout import replace_dropout
+from model.layers import replace_layers
 from model.microbatch import pad
 from model.packed import make_packable, pack, position_offset, positions
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
@@ -35,7 +35,7 @@ class SentenceEncoder(nn.Module):
         check_backbone(backbone, pooling, max_len)
         if pooling != "pooler" and hasattr(backbone, "pooler"):
             backbone.pooler = None  # not computed, not trained, not saved
-        replace_dropout(backbone)
+        replace_layers(backbone)
         self.bert = backbone  # the name of the published checkpoint's keys
         self.tokenizer = tokenizer
         self.pooling = pooling

@@ -6,7 +6,7 @@ import torch
 
 from model import attention
 from model.attention import GroupAttention, group
-from model.dropout import draw_kept
+from model.layers import draw_kept
 
 HEADS, D = 3, 4
 

@@ -1,4 +1,4 @@
-"""Dropout: whose elements fall, how often, how what stays is scaled."""
+"""Dropout: whose elements fall, how often, how what stays is scaled. LayerNorm: its precision."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.checkpoint import load_encoder
-from model.dropout import Dropout, replace_dropout
+from model.layers import Dropout, LayerNorm, replace_layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,10 +50,36 @@ def test_an_encoder_has_no_other(tiny_bert):
     found = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
     assert len(found) > 2 and all(type(module) is Dropout for module in found)
     assert {module.p for module in found} == {0.2}
+    found = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(found) > 2 and all(type(module) is LayerNorm for module in found)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_stays(training):
-    model = nn.Sequential(nn.Dropout(0.2)).train(training)
-    replace_dropout(model)
-    assert type(model[0]) is Dropout and model[0].training is training
+    model = nn.Sequential(nn.Dropout(0.2), nn.LayerNorm(4)).train(training)
+    replace_layers(model)
+    assert [type(layer) for layer in model] == [Dropout, LayerNorm]
+    assert model[0].training is training and model[1].training is training
+
+
+def test_layer_norm_computes_in_float32_and_is_rounded_once():
+    torch.manual_seed(0)
+    plain = nn.LayerNorm(64, eps=1e-3)
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
+    model = nn.Sequential(nn.LayerNorm(64, eps=1e-3))
+    model[0].weight, model[0].bias = plain.weight, plain.bias
+    replace_layers(model)
+    assert model[0].weight is plain.weight and model[0].bias is plain.bias
+    x = torch.randn(1000, 64, dtype=torch.bfloat16)
+    assert torch.equal(model(x.float()), plain(x.float())) and torch.equal(model(x), plain(x))
+    expected = plain(x.float()).to(torch.bfloat16)
+    grad = torch.randn_like(expected)
+    expected.backward(grad)
+    wanted = plain.weight.grad, plain.bias.grad
+    plain.weight.grad = plain.bias.grad = None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+    found.backward(grad)
+    assert torch.equal(plain.weight.grad, wanted[0]) and torch.equal(plain.bias.grad, wanted[1])
