@@ -35,8 +35,8 @@ def draw_kept(shape, p, dtype):
 class LayerNorm(nn.LayerNorm):
     """As nn.LayerNorm in float32; under autocast its result is in autocast's precision.
 
-    Products round it to that in any case. So it is rounded once, and what residual connections carry from layer to layer
-    is half as wide: a tenth of a small encoder's step in bf16 (benchmarks/train_throughput.py).
+    Products round it to that in any case. So it is rounded once, and what residual connections carry from layer to
+    layer is half as wide: a tenth of a small encoder's step in bf16 (benchmarks/train_throughput.py).
     """
 
     def forward(self, x):
