@@ -56,7 +56,8 @@ class KoBERTTokenizer(PreTrainedTokenizer):
         # sentencepiece's id -> the model's id; what only that file has (<unk>, <s>, </s>) is [UNK]
         self.model_ids = np.array([self.ids.get(piece, UNK) for piece in pieces], dtype=np.int32)
         names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
-        super().__init__(model_max_length=model_max_length, **{**names, **kwargs})
+        kwargs = {**names, "special_tokens_pattern": "cls_sep", **kwargs}  # [CLS] A [SEP], or [CLS] A [SEP] B [SEP]
+        super().__init__(model_max_length=model_max_length, **kwargs)
 
     @classmethod
     def from_pretrained(cls, name, **kwargs):
@@ -128,22 +129,6 @@ class KoBERTTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens):
         return "".join(tokens).replace("▁", " ").strip()
-
-    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
-        """[CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
-        second = [] if token_ids_1 is None else [*token_ids_1, SEP]
-        return [CLS, *token_ids_0, SEP, *second]
-
-    def create_token_type_ids_from_sequences(self, token_ids_0, token_ids_1=None):
-        """0 for the first sentence with its special tokens, 1 for the second."""
-        second = [] if token_ids_1 is None else [1] * (len(token_ids_1) + 1)
-        return [0] * (len(token_ids_0) + 2) + second
-
-    def get_special_tokens_mask(self, token_ids_0, token_ids_1=None, already_has_special_tokens=False):
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
-        second = [] if token_ids_1 is None else [0] * len(token_ids_1) + [1]
-        return [1] + [0] * len(token_ids_0) + [1] + second
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
         # the original's ids are not the model's: under the hub's name other readers would take them for it
