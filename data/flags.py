@@ -33,24 +33,27 @@ def add_table_flags(parser, columns_of="the files"):
     )
 
 
-def positive_int(text):
-    return _checked(text, int, lambda value: value >= 1, "a whole number of at least 1")
+def checked(convert, is_valid, expected):
+    """A type for argparse: text that `convert` makes into a value that is valid; `expected` names those in words."""
+
+    def convert_and_check(text):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not is_valid(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return convert_and_check
 
 
-def non_negative_int(text):
-    return _checked(text, int, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def positive_float(text):
-    return _checked(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def non_negative_float(text):
-    return _checked(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-
-
-def fraction(text):
-    return _checked(text, float, lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1")
+positive_int = checked(int, lambda value: value >= 1, "a whole number of at least 1")
+non_negative_int = checked(int, lambda value: value >= 0, "a whole number of at least 0")
+positive_float = checked(float, lambda value: 0 < value < float("inf"), "a number above 0")
+non_negative_float = checked(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+fraction = checked(float, lambda value: 0 <= value < 1, "a number from 0 up to, not including, 1")
+seed = checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2^63")
 
 
 def task(text):
@@ -81,24 +84,10 @@ def device(text):
     return torch.device(text)
 
 
-def seed(text):
-    return _checked(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 up to 2^63")
-
-
 def utf8_text(value):
     """Text from the command line, which arrives with bytes that are no text smuggled in as surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("is not valid UTF-8 text") from None
-    return value
-
-
-def _checked(text, convert, is_valid, expected):
-    try:
-        value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not is_valid(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
