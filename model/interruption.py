@@ -1,5 +1,6 @@
 """What ends a training early: signals, memory that does not suffice, weights that are not numbers."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -74,21 +75,16 @@ def require_finite(parameters, step, run):
         )
 
 
-class out_of_memory_named:
+@contextlib.contextmanager
+def out_of_memory_named(run):
     """A context that turns running out of memory into a RunError that says what to do."""
-
-    def __init__(self, run):
-        self.run = run
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
         words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, cuBLAS
-        if isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-        ):
-            raise RunError(
-                "out of memory; give --cache_gradients (a resumed run may, too), fewer --micro_batch_tokens with it, "
-                f"or a smaller --batch_size; {self.run.states.last_words()}"
-            ) from None
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        raise RunError(
+            "out of memory; give --cache_gradients (a resumed run may, too), fewer --micro_batch_tokens with it, "
+            f"or a smaller --batch_size; {run.states.last_words()}"
+        ) from None
