@@ -16,6 +16,11 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+def first_line(error):
+    """What an error of a library says, short enough for a sentence of ours."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 def one_sentence_errors(main):
     """Decorate a script's `main(argv=None)`: expected failures print one sentence and exit, anything else is a bug.
 

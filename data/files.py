@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from pathlib import Path
 
-from data.errors import RunError, UserError
+from data.errors import RunError, UserError, first_line
 
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 UNITS = {".json": "entry", ".parquet": "row"}  # how a record's number is called; elsewhere it is a line's
@@ -154,7 +154,7 @@ def _parquet(path, encoding, on_bad):
     # what pyarrow raises for a damaged file is of many kinds, decoding and memory errors among them
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, KeyError, OverflowError) as error:
         raise UserError(
-            f"{path}, after row {number}: not a Parquet file, or a damaged one ({_first_line(error)})"
+            f"{path}, after row {number}: not a Parquet file, or a damaged one ({first_line(error)})"
         ) from None
 
 
@@ -296,7 +296,3 @@ def _hint(encoding):
 
 def _is_utf8(encoding):
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from data.errors import UserError
+from data.errors import UserError, first_line
 from data.files import read_json
 from data.hub import fetch_folder
 from data.kobert_tokenizer import KoBERTTokenizer, sentencepiece_file
@@ -71,8 +71,8 @@ def load_tokenizer(name):
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{name}: its tokenizer cannot be loaded ({reason}); name one with --tokenizer") from None
+        message = f"{name}: its tokenizer cannot be loaded ({first_line(error)}); name one with --tokenizer"
+        raise UserError(message) from None
 
 
 def tokenize(sentences, tokenizer, max_len, show_progress=False):

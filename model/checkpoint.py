@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.utils import logging as transformers_logging
 
-from data.errors import RunError, UserError
+from data.errors import RunError, UserError, first_line
 from data.files import read_json, write_atomically
 from data.hub import fetch_folder
 from data.tokenize import has_tokenizer, load_tokenizer
@@ -104,7 +104,7 @@ def save_encoder(encoder, run_folder):
             file.replace(run_folder / MODEL_FOLDER / file.name)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RunError(
-            f"{run_folder}: the checkpoint could not be written ({_first_line(error)}); what was there is intact"
+            f"{run_folder}: the checkpoint could not be written ({first_line(error)}); what was there is intact"
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -130,7 +130,7 @@ def _load_file(path, pooling, max_len, tokenizer, dropout, training, dims):
         try:
             config = AutoConfig.for_model(**json.loads(saved["config"]))
         except Exception as error:  # of many kinds
-            raise UserError(f"{path}: its configuration cannot be used ({_first_line(error)})") from None
+            raise UserError(f"{path}: its configuration cannot be used ({first_line(error)})") from None
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(saved["config"], encoding="utf-8")
             for name, content in saved["tokenizer_files"].items():
@@ -166,7 +166,7 @@ def _load_folder(folder, pooling, max_len, tokenizer, dropout, training, dims, r
     try:
         config = AutoConfig.from_pretrained(backbone_folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
-        raise UserError(f"{folder}: not a model folder ({_first_line(error)})") from None
+        raise UserError(f"{folder}: not a model folder ({first_line(error)})") from None
     pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
     if not random_weights:
         _say_what_changes(folder, saved, pooling, max_len, training)
@@ -225,7 +225,7 @@ def _load_backbone(name, folder, config, weights, pooling, training, ours):
                 folder, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # truncated, missing, of other shapes: the libraries raise many kinds
-        reason = "it holds Python objects besides tensors" if "weights_only" in str(error) else _first_line(error)
+        reason = "it holds Python objects besides tensors" if "weights_only" in str(error) else first_line(error)
         raise UserError(f"{name}: these weights cannot be loaded ({reason})") from None
     missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
     lacks_pooler = any(key.startswith("pooler.") for key in info["missing_keys"])
@@ -356,7 +356,3 @@ def _quiet_transformers():
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -10,7 +10,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from data.errors import RunError
+from data.errors import RunError, first_line
 
 
 def rank():
@@ -137,5 +137,5 @@ def _lost_peers_named():
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # also what the backends raise for a process that is gone
-        reason = str(error).strip().split("\n")[0][:200]
-        raise RunError(f"process {rank()} cannot reach the others; has one stopped with an error? ({reason})") from None
+        message = f"process {rank()} cannot reach the others; has one stopped with an error? ({first_line(error)})"
+        raise RunError(message) from None
