@@ -20,6 +20,7 @@ import filelock
 from tqdm import tqdm
 
 from data.errors import RunError, UserError, one_sentence_errors
+from data.files import failures_name
 
 SOURCE = "https://raw.githubusercontent.com/kakaobrain/KorNLUDatasets/0df0fe7d496eb61b092e022e238c2230b29f1cbc"
 BLOB_IDS = {  # of git: sha1 of "blob <size>\0" and the content
@@ -61,10 +62,8 @@ def default_files(*names, flag):
 def blob_id(path):
     """Git's id of a file's content, hexadecimal."""
     with Path(path).open("rb") as file:
-        digest = hashlib.sha1(f"blob {os.fstat(file.fileno()).st_size}\0".encode(), usedforsecurity=False)
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        header = f"blob {os.fstat(file.fileno()).st_size}\0".encode()
+        return hashlib.file_digest(file, lambda: hashlib.sha1(header, usedforsecurity=False)).hexdigest()
 
 
 def fetch(url, path, expected):
@@ -150,20 +149,14 @@ def _connect(url, partial):
         bar = tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None)
         with bar, partial.open("ab" if goes_on else "wb") as file:
             while block := response.read1(BLOCK):
-                _write(file, block)
+                with failures_name(partial):
+                    file.write(block)
+                    file.flush()
                 bar.update(len(block))
         size = partial.stat().st_size
     if total is not None and size < total:
         raise http.client.HTTPException(f"the connection ended after {size:,} of {total:,} bytes")
     return total is not None or size == have
-
-
-def _write(file, block):
-    try:
-        file.write(block)
-        file.flush()
-    except OSError as error:  # a full disk names no file
-        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def copy(source, path, expected):

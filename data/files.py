@@ -24,6 +24,15 @@ LONGEST = 100_000  # characters: no row of sentences is longer, but a file that 
 CSV_ROW = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",]*))*')  # RFC 4180, one line
 
 
+@contextlib.contextmanager
+def failures_name(path):
+    """A context whose OSErrors name `path`: a full disk, unlike a file that is missing, names none by itself."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def require_files(paths):
     """Raise UserError for the first path that is not a file: a typo shows before anything long begins."""
     for path in map(Path, paths):
@@ -74,13 +83,12 @@ def write_atomically(path):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        with failures_name(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.dropped import REJECTED_FILE
 from data.errors import UserError
-from data.files import read_json, write_atomically
+from data.files import failures_name, read_json, write_atomically
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
@@ -90,11 +90,8 @@ class RunFolder:
         if not self._writes:
             return
         path = self.path / LOG_FILE
-        try:
-            with path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.log_columns, lineterminator="\n").writerow(row)
-        except OSError as error:  # a full disk names no file
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        with failures_name(path), path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.log_columns, lineterminator="\n").writerow(row)
         if self.board:
             for name in row.keys() - {"step"}:
                 self.board.add_scalar(name, row[name], row["step"])
