@@ -55,12 +55,7 @@ def parse_flags(argv):
         help="what to look for; repeatable (default: the demo's)",
     )
     add("--top_k", type=flags.positive_int, default=5, help="results for each query")
-    add(
-        "--device",
-        type=flags.device,
-        default=default_device(),
-        help="cpu, cuda, cuda:1, mps (default: cuda if it is there)",
-    )
+    add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
     return parser.parse_args(argv)
 
 

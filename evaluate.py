@@ -5,7 +5,6 @@ python evaluate.py --model output skt/kobert-base-v1 --test_data sts-dev.tsv sts
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -15,7 +14,7 @@ from data import flags
 from data.download import KORSTS_TEST, default_files
 from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
-from data.files import write_atomically
+from data.files import write_json
 from data.sts import read_sts
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts, json_ready
@@ -42,12 +41,7 @@ def parse_flags(argv):
     add("--dim", type=flags.positive_int, help="cut embeddings at so many numbers, as --matryoshka trains them")
     add("--batch_size", type=flags.positive_int, default=64, help="sentences in a forward pass")
     flags.add_table_flags(parser)
-    add(
-        "--device",
-        type=flags.device,
-        default=default_device(),
-        help="cpu, cuda, cuda:1, mps (default: cuda if it is there)",
-    )
+    add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
     add("--json", metavar="OUT", help="also write the scores to this file")
     return parser.parse_args(argv)
 
@@ -81,7 +75,7 @@ def main(argv=None):
             results.append({"model": name, "data": file, "rows": len(pairs.scores), **scores})
             print_row(results[-1], len(test_sets) > 1)
             if args.json:
-                write_json(args.json, results)
+                write_json(args.json, [json_ready(result) for result in results])
 
 
 def check_json_path(path, test_data):
@@ -106,11 +100,6 @@ def print_row(result, with_data):
     print("| " + " | ".join(cells) + " |", flush=True)
     if math.isnan(result["avg"]):
         print("nan: the model gives every pair the same similarity", file=sys.stderr)
-
-
-def write_json(path, results):
-    with write_atomically(path) as file:
-        file.write((json.dumps([json_ready(result) for result in results], indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

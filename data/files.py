@@ -191,6 +191,13 @@ def read_json(path, encoding="utf-8"):
         raise UserError(f"{path}: not usable JSON (nested too deeply, or a number too long)") from None
 
 
+def write_json(path, value):
+    """Write a value as JSON, whole or not at all; see write_atomically."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with write_atomically(path) as file:
+        file.write(text.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text
+
+
 def _lines(path, encoding, on_bad):
     """(number from 1, line) of a text file; bad lines go to `on_bad`, blank lines at its end are left out.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.dropped import REJECTED_FILE
 from data.errors import UserError
-from data.files import failures_name, read_json, write_atomically
+from data.files import failures_name, read_json, write_atomically, write_json
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
@@ -81,7 +81,7 @@ class RunFolder:
         else:
             self._make_way()
         if self.state is None:
-            self._write_json(CONFIG_FILE, config)
+            write_json(self.path / CONFIG_FILE, config)
         with write_atomically(self.path / LOG_FILE) as file:
             file.write((",".join(self.log_columns) + "\n" if self.state is None else self.state["log"]).encode())
 
@@ -100,7 +100,7 @@ class RunFolder:
         """Keep this encoder as the run's best: model/, nli_checkpoint.pt and dev_metrics.json."""
         if self._writes:
             save_encoder(encoder, self.path)
-            self._write_json(METRICS_FILE, json_ready(metrics))
+            write_json(self.path / METRICS_FILE, json_ready(metrics))
 
     def restore_best(self, encoder):
         """Load what `save_best` kept last into `encoder`, on every process."""
@@ -116,10 +116,6 @@ class RunFolder:
     def _best_step(self):
         path = self.path / METRICS_FILE
         return read_json(path).get("step") if path.is_file() else 0
-
-    def _write_json(self, name, value):
-        with write_atomically(self.path / name) as file:
-            file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _make_way(self):
         in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]

@@ -1,13 +1,12 @@
 """Training states: what is in them, and how they lie on disk (whole or not there, verified)."""
 
 import hashlib
-import json
 import sys
 
 import torch
 
 from data.errors import RunError, UserError
-from data.files import read_json, write_atomically
+from data.files import read_json, write_atomically, write_json
 from model import distributed
 
 
@@ -66,8 +65,7 @@ class States:
                 hashing = _HashingFile(file)
                 torch.save(state, hashing)
             manifest = {"step": step, "bytes": hashing.size, "sha256": hashing.hash.hexdigest()}
-            with write_atomically(path.with_suffix(".json")) as file:
-                file.write(json.dumps(manifest).encode())
+            write_json(path.with_suffix(".json"), manifest)
         except (OSError, RuntimeError) as error:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's writer hides it
             reason = getattr(cause, "strerror", None) or str(error).split("\n")[0]
