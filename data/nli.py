@@ -110,15 +110,14 @@ class Corpus:
         Raises:
             UserError: the file is unreadable or of neither kind, or a row is bad (unless skipped).
         """
-        dropped = Dropped() if dropped is None else dropped
         table = Table(path, {"nli": NLI, "triplets": TRIPLETS}, encoding, columns, dropped)
         if table.kind == "nli":
-            self._add_nli(table, dropped)
+            self._add_nli(table)
         else:
-            self._add_triplets(table, dropped)
+            self._add_triplets(table)
 
-    def _add_nli(self, table, dropped):
-        path, index, number_of = table.path, self.index, self.index.setdefault
+    def _add_nli(self, table):
+        path, dropped, index, number_of = table.path, table.dropped, self.index, self.index.setdefault
         lenient = table.header == KORNLI_HEADER
         for number, values in table.rows(lenient):
             premise, hypothesis, label = values
@@ -136,8 +135,8 @@ class Corpus:
                 message = f"label {label[:40]!r}, expected one of {', '.join(LABELS)} in words"
                 dropped.bad(path, number, values, "unknown label", message)
 
-    def _add_triplets(self, table, dropped):
-        path, index, number_of = table.path, self.index, self.index.setdefault
+    def _add_triplets(self, table):
+        path, dropped, index, number_of = table.path, table.dropped, self.index, self.index.setdefault
         for number, values in table.rows():
             anchor, positive, negative = values
             reason = _unusable(anchor, positive) or _unusable(anchor, negative)

@@ -1,6 +1,5 @@
 """Plain sentences and pairs of sentences."""
 
-from data.dropped import Dropped
 from data.tables import Layout, Table
 
 SENTENCES = Layout((("sentence", "text", "sentence1", "query", "question"),))
@@ -25,21 +24,19 @@ def read_sentences(path, encoding="utf-8", columns=None, dropped=None):
     Raises:
         UserError: the file is unreadable, has no such column, or a row is bad (unless skipped).
     """
-    dropped = Dropped() if dropped is None else dropped
     table = Table(path, {"sentences": SENTENCES}, encoding, columns, dropped, default=".txt")
-    return [sentence for (sentence,) in _whole_rows(table, dropped)]
+    return [sentence for (sentence,) in _whole_rows(table)]
 
 
 def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
     """Pairs of sentences that belong together: a list of (sentence1, sentence2); the rest as `read_sentences`."""
-    dropped = Dropped() if dropped is None else dropped
     table = Table(path, {"pairs": PAIRS}, encoding, columns, dropped)
-    return [tuple(values) for values in _whole_rows(table, dropped)]
+    return [tuple(values) for values in _whole_rows(table)]
 
 
-def _whole_rows(table, dropped):
+def _whole_rows(table):
     for number, values in table.rows():
         if all(values):
             yield values
         else:
-            dropped.bad(table.path, number, values, "empty", "a sentence is empty; write one or remove the row")
+            table.dropped.bad(table.path, number, values, "empty", "a sentence is empty; write one or remove the row")
