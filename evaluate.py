@@ -28,13 +28,7 @@ def parse_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
     add = parser.add_argument
     add("--model", nargs="+", action="extend", help="mini, run folder, .pt, folder or hub id (default: output)")
-    add(
-        "--test_data",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="STS files, each scored on its own (default: KorSTS test as data.download gets it)",
-    )
+    add("--test_data", **flags.FILES, help="STS files, each scored on its own (default: KorSTS test of data.download)")
     add("--tokenizer", help="file, folder or hub id, where a model comes without one")
     add("--pooling", choices=POOLINGS, help="default: saved with the model, else pooler")
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")

@@ -57,13 +57,7 @@ def parse_flags(argv):
     add("--max_len", type=flags.positive_int, help="tokens a sentence is cut at (default: saved with it, else 50)")
     add("--dropout", type=flags.fraction, default=0.1, help="every dropout of the backbone")
     add("--objective", choices=tuple(OBJECTIVES), default="simcse", help="what --train_data is for")
-    add(
-        "--train_data",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="files of the objective's kind (default for simcse: KorNLI as data.download gets it)",
-    )
+    add("--train_data", **flags.FILES, help="of the objective's kind (default for simcse: KorNLI of data.download)")
     add(
         "--task",
         action="append",
@@ -73,13 +67,7 @@ def parse_flags(argv):
         "examples in a step, data; repeatable, and an epoch is a pass over the first one's data",
     )
     add("--mix", choices=MIXES, default="sum", help="tasks: add their losses in every step, or one after the other")
-    add(
-        "--valid_data",
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="STS files the best checkpoint is chosen on (default: KorSTS dev as data.download gets it)",
-    )
+    add("--valid_data", **flags.FILES, help="STS that chooses the checkpoint (default: KorSTS dev of data.download)")
     flags.add_table_flags(parser, "--train_data")
     add("--valid_columns", nargs="+", metavar="NAME", help="as --columns, of --valid_data")
     add("--pairing", choices=PAIRINGS, default="one", help="triplets from KorNLI: one a premise, or all")

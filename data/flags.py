@@ -4,6 +4,8 @@ import argparse
 
 import torch
 
+FILES = {"nargs": "+", "action": "extend", "metavar": "FILE"}  # of add_argument, for a flag that takes several files
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Appends the default to a flag's help where there is one and the help does not speak of it."""
