@@ -43,17 +43,15 @@ class Dropped:
             f"{count:,} {reason} (first: {self.examples[reason][0]})" for reason, count in self.counts.items()
         )
 
-    def _in_file_order(self):
-        """The rejected rows; those that a table's opening looks at come ahead of their turn."""
-        files = {file: i for i, file in enumerate(dict.fromkeys(row[0] for row in self.rows))}
-        return sorted(self.rows, key=lambda row: (files[row[0]], row[1] or 0))
-
     def write(self, folder):
         """Write the rows left out, with `skip`, to a new REJECTED_FILE in `folder`; return its path, or None."""
         if not self.rows:
             return None
+        # in the order of the files: rows that a table's opening looks at come ahead of their turn
+        files = list(dict.fromkeys(file for file, *_ in self.rows))
+        rows = sorted(self.rows, key=lambda row: (files.index(row[0]), row[1] or 0))
         with open_new(Path(folder) / REJECTED_FILE) as file:
-            for path, number, reason, row in self._in_file_order():
+            for path, number, reason, row in rows:
                 record = {"file": path, "number": number, "reason": reason, "row": row}
                 # ASCII: what could not be decoded can still be written
                 file.write(json.dumps(record, default=str) + "\n")

@@ -256,10 +256,7 @@ def _chunks(path, encoding):
                 content += file.readline()
                 if first:
                     _check_start(path, content, encoding)
-                if finds_lines:
-                    text = content.decode(encoding, "surrogateescape")
-                else:
-                    text = content.decode(encoding)
+                text = content.decode(encoding, "surrogateescape" if finds_lines else "strict")
                 yield unicodedata.normalize("NFC", text.removeprefix("\ufeff") if first else text)
                 first, lines = False, lines + content.count(b"\n")
         except UnicodeDecodeError as error:

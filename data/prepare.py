@@ -110,7 +110,6 @@ def print_file(file):
         counts = np.bincount(file.values, minlength=3)
         print("  labels: " + ", ".join(f"{label} {counts[code]:,}" for label, code in LABELS.items()))
         print(f"  distinct premises {len(np.unique(file.rows[:, 0])):,}")
-    if file.kind == "NLI rows":
         counts = ", ".join(f"{len(file.corpus.pair(pairing)[0]):,} with --pairing {pairing}" for pairing in PAIRINGS)
         print(f"  triplets: {counts}")
     if file.kind == "scored pairs":

@@ -50,12 +50,11 @@ def pad(tokens, rows, pad_id, device):
     Returns:
         (input_ids, attention_mask), both (n, longest) int64 on `device`.
     """
-    starts = tokens.offsets[rows]
-    lengths = tokens.offsets[rows + 1] - starts
+    lengths = tokens.lengths_of(rows)
     columns = np.arange(lengths.max())
     mask = columns < lengths[:, None]  # (n, longest)
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    input_ids[mask] = tokens.ids[(starts[:, None] + columns)[mask]]
+    input_ids[mask] = tokens.ids[(tokens.offsets[rows][:, None] + columns)[mask]]
     return to_device(input_ids, device), to_device(mask.astype(np.int64), device)
 
 

@@ -32,7 +32,6 @@ class Progress:
         self.seconds, self.examples = seconds, examples_before
         hidden = None if distributed.rank() == 0 else True  # None: where stderr is no terminal
         self.bar = tqdm(total=total_examples, initial=examples_before, desc="train", unit="example", disable=hidden)
-        self.open_window()
 
     def __enter__(self):
         self.open_window()
