@@ -35,7 +35,7 @@ from model.metrics import CORRELATIONS, evaluate_sts
 from model.microbatch import Encode
 from model.objectives import OBJECTIVES, make_objective
 from model.pooling import POOLINGS
-from model.progress import LOG_COLUMNS, peak_memory
+from model.progress import peak_memory
 from model.run_folder import RunFolder, check_run_folder
 from model.trainer import MIXES, Task, train
 from model.utils import default_device, resolve_precision
@@ -197,9 +197,7 @@ def run_training(args, specifications):
     ]
 
     config = describe(args, specifications, precision, tasks, len(index))
-    run = RunFolder(
-        args.output_dir, config, comparable_settings, LOG_COLUMNS, args.resume, args.keep_states, args.tensorboard
-    )
+    run = RunFolder(args.output_dir, config, comparable_settings, args.resume, args.keep_states, args.tensorboard)
     if distributed.rank() == 0:
         dropped.report(run.path)
     if args.resume:

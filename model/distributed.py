@@ -62,7 +62,6 @@ def gather(embeddings, n):
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embeddings, n):
-        ctx.share = len(embeddings)
         world, largest = world_size(), -(-n // world_size())
         padded = embeddings.new_zeros(largest, embeddings.shape[1])  # gloo wants equal sizes
         padded[: len(embeddings)] = embeddings
@@ -75,9 +74,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient):
         # times the world's size, because average_gradients divides by it; what every process computes alike, such as
         # an objective's own layers, it then leaves as it is
-        mine = gradient[rank() :: world_size()] * world_size()
-        assert len(mine) == ctx.share
-        return mine, None
+        return share(gradient) * world_size(), None
 
 
 def average_gradients(parameters):

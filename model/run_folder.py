@@ -12,6 +12,7 @@ from data.files import failures_name, read_json, write_atomically, write_json
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
+from model.progress import LOG_COLUMNS
 from model.states import States
 
 CONFIG_FILE = "train_config.json"
@@ -34,7 +35,6 @@ class RunFolder:
         path: created if missing; see check_run_folder.
         config: JSON-able dict, every setting of the run.
         settings: callable config -> the flat dict of what a resumed run must have in common with it.
-        log_columns: the columns of log.csv, in order.
         resume: go on from the newest good state there; without one, start.
         keep_states: how many states stay.
         tensorboard: write the log there, too.
@@ -46,9 +46,8 @@ class RunFolder:
         UserError: the run to be resumed had other settings.
     """
 
-    def __init__(self, path, config, settings, log_columns, resume=False, keep_states=2, tensorboard=False):
+    def __init__(self, path, config, settings, resume=False, keep_states=2, tensorboard=False):
         self.path = Path(path)
-        self.log_columns = log_columns
         self.states = States(self.path / STATES_FOLDER, keep_states)
         self._writes = distributed.rank() == 0
         distributed.same_everywhere(json.dumps(settings(config), sort_keys=True))
@@ -83,7 +82,7 @@ class RunFolder:
         if self.state is None:
             write_json(self.path / CONFIG_FILE, config)
         with write_atomically(self.path / LOG_FILE) as file:
-            file.write((",".join(self.log_columns) + "\n" if self.state is None else self.state["log"]).encode())
+            file.write((",".join(LOG_COLUMNS) + "\n" if self.state is None else self.state["log"]).encode())
 
     def log(self, **row):
         """Append a row to log.csv; columns not given stay empty."""
@@ -91,7 +90,7 @@ class RunFolder:
             return
         path = self.path / LOG_FILE
         with failures_name(path), path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.log_columns, lineterminator="\n").writerow(row)
+            csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n").writerow(row)
         if self.board:
             for name in row.keys() - {"step"}:
                 self.board.add_scalar(name, row[name], row["step"])
