@@ -137,7 +137,7 @@ def _jsonl(path, encoding, on_bad):
 
 def _json(path, encoding, on_bad):
     """A JSON list of objects, or one object."""
-    entries = read_json(path, encoding)
+    entries = read_json(path, encoding, kind=object)
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
         if isinstance(entry, dict):
             yield number, entry
@@ -172,23 +172,27 @@ def _txt(path, encoding, on_bad):
             yield number, [line.strip()]
 
 
-def read_json(path, encoding="utf-8"):
-    """A JSON file's value.
+def read_json(path, encoding="utf-8", kind=dict):
+    """A JSON file's value, which is a `kind`: dict, list or, for any, object.
 
     Raises:
-        UserError: not JSON; the sentence names the line.
+        UserError: not JSON (the sentence names the line), or another kind.
     """
     require_files([path])
     text = "".join(_chunks(path, encoding))
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         advice = "; a file with an object a line is named .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}){advice}") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, brackets of thousands of levels
         raise UserError(f"{path}: not usable JSON (nested too deeply, or a number too long)") from None
+    if not isinstance(value, kind):
+        expected = "a list [...]" if kind is list else "an object {...}"
+        raise UserError(f"{path}: expected {expected}, found {text.strip()[:40]!r}")
+    return value
 
 
 def write_json(path, value):

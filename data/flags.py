@@ -76,7 +76,7 @@ def device(text):
     try:
         kind, _, index = text.partition(":")
         if kind == "cuda":  # counted, not tried: every process of torchrun would occupy the first GPU
-            found = int(index or 0) < torch.cuda.device_count()
+            found = 0 <= int(index or 0) < torch.cuda.device_count()
         else:
             found = kind in ("cpu", "mps") and torch.empty(0, device=text) is not None
         if not found:

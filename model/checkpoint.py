@@ -314,8 +314,11 @@ def _sentence_transformers_settings(folder):
     Raises:
         UserError: it does something after or beside the transformer that we do not.
     """
-    modules = read_json(folder / "modules.json")
-    kinds = {module["type"].split(".")[-1]: folder / module["path"] for module in modules}
+    modules = read_json(folder / "modules.json", kind=list)
+    try:
+        kinds = {module["type"].split(".")[-1]: folder / module["path"] for module in modules}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / 'modules.json'}: expected objects with type and path") from None
     if set(kinds) != {"Transformer", "Pooling"}:
         raise UserError(f"{folder}: has the modules {', '.join(kinds)}; expected Transformer and Pooling alone")
     config = read_json(kinds["Pooling"] / "config.json")

@@ -59,7 +59,7 @@ def read_log(run):
             rows = list(csv.DictReader(file))
     except FileNotFoundError as error:
         raise UserError(f"{run}: not a run folder of train.py: {Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{run}: its {CONFIG_FILE} or {LOG_FILE} is not as train.py writes it") from None
     if not rows or not {"step", "loss", "lr", score} <= rows[0].keys():
         raise UserError(f"{run}: its {LOG_FILE} holds no steps yet")

@@ -157,6 +157,18 @@ def test_sentence_transformers_folders_we_cannot_repeat(config, extra, message, 
         load_encoder(old_sentence_transformers_folder(tiny_bert, tmp_path, config, extra))
 
 
+@pytest.mark.parametrize("name", ["modules.json", "sentence_encoder.json"])
+@pytest.mark.parametrize("content", ["[1]", '[{"path": ""}]', '{"a": 1}', '"text"', "[null]"])
+def test_settings_of_another_shape(name, content, tiny_bert, tmp_path):
+    folder = old_sentence_transformers_folder(tiny_bert, tmp_path, {"pooling_mode_cls_token": True})
+    (folder / name).write_text(content)
+    if name == "sentence_encoder.json" and content == '{"a": 1}':
+        assert load_encoder(folder).pooling == "pooler"  # as where it says nothing
+    else:
+        with pytest.raises(UserError, match=f"{name}: expected"):
+            load_encoder(folder)
+
+
 def test_pretrained_backbone_with_a_head(tiny_bert, tmp_path, sample_sentences, capsys):
     """A masked-LM model has an unused head and no pooler: fine for mean, initialised in training for pooler."""
     tokenizer = load_encoder(tiny_bert).tokenizer

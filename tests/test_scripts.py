@@ -128,6 +128,7 @@ BAD_FLAGS = [
     (train, train_with(warmup_ratio="1"), "'1' is not a number from 0"),
     (train, train_with(dropout="x"), "'x' is not a number from 0"),
     (train, train_with(device="cuda:99"), "'cuda:99' is not a device of this machine"),
+    (train, train_with(device="cuda:-1"), "'cuda:-1' is not a device of this machine"),
     (train, train_with(device="meta"), "'meta' is not a device of this machine"),
     (train, train_with(seed="-1"), "'-1' is not a whole number from 0 up to 2^63"),
     (train, train_with(seed=str(2**64)), "is not a whole number from 0 up to 2^63"),
