@@ -80,6 +80,8 @@ def check_json_path(path, test_data):
         raise UserError(f"--json {path}: the folder {path.parent} is not there or cannot be written to")
     if path.exists() and not path.is_file():
         raise UserError(f"--json {path}: is not an ordinary file; name another")
+    if path.suffix != ".json":
+        raise UserError(f"--json {path}: expected a name that ends in .json")
 
 
 def print_header(with_data):

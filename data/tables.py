@@ -118,13 +118,13 @@ class Table:
             pick = None
         else:
             pick = operator.itemgetter(*picked) if len(picked) > 1 else lambda fields: [fields[picked[0]]]
-        is_csv = self.format == ".csv"  # where a field may hold a tab
+        may_hold_tabs = self.format in (".csv", ".txt")
         for number, fields in records:
             if len(fields) != width:
                 on_bad(self.path, number, fields, "wrong number of columns", self._wrong_columns(fields, width))
                 continue
             values = fields if pick is None else pick(fields)
-            yield number, [_one_line(value) for value in values] if is_csv else values
+            yield number, [_one_line(value) for value in values] if may_hold_tabs else values
 
     def _dict_rows(self, records, on_bad):
         numbers = self.layouts[self.kind].numbers

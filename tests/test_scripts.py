@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import gzip
+import importlib
 import io
 import json
 import os
@@ -130,6 +131,12 @@ BAD_FLAGS = [
     (train, train_with(device="cuda:99"), "'cuda:99' is not a device of this machine"),
     (train, train_with(device="cuda:-1"), "'cuda:-1' is not a device of this machine"),
     (train, train_with(device="meta"), "'meta' is not a device of this machine"),
+    (train, train_with(patience="1", select_by="last"), "--patience: stops where scores rise no more"),
+    (
+        train,
+        ["--model", "mini", "--task", f"simcse:1:8:{SAMPLE}/train_nli.tsv", "--batch_size", "8"],
+        "--task: names objective and batch size itself",
+    ),
     (train, train_with(seed="-1"), "'-1' is not a whole number from 0 up to 2^63"),
     (train, train_with(seed=str(2**64)), "is not a whole number from 0 up to 2^63"),
     (train, train_with(unknown="1"), "unrecognized arguments: --unknown 1"),
@@ -150,6 +157,7 @@ BAD_FLAGS = [
         "--json /dev/null: is not an ordinary file",
     ),
     (evaluate, ["--model", "mini", "--test_data", TEST, "--json", TEST], "is one of --test_data"),
+    (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "model.pt"], "expected a name that ends in .json"),
     (evaluate, ["--test_data", TEST], "output, the default of --model, is not there; train first"),
     (SemanticSearch, ["--query", "\udcff"], "is not valid UTF-8"),
     (SemanticSearch, ["--corpus", TEST], "--corpus: nothing to look for; add --query TEXT"),
@@ -292,13 +300,20 @@ def test_useful_flops_against_a_count_by_hand():
     assert useful_flops(config, np.array([3.0, 1.0])) == 3 * (first + last)
 
 
-def test_memory_benchmark(capsys):
+def test_memory_benchmark(capsys, fails):
     from benchmarks import memory
 
     argv = ["--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_sizes", "4", "--device", "cpu"]
     memory.main(argv)
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert row[0] == "4" and float(row[1].replace(",", "")) > 100 and float(row[4]) >= 0
+    assert "line 1: label" in fails(memory.main, ["--train_data", TEST, *argv[2:]], 1)
+
+
+@pytest.mark.parametrize("folder", ["data", "model", "model/mini", "benchmarks"])
+def test_every_module_can_be_imported(folder):
+    for file in sorted((ROOT / folder).glob("*.py")):
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 def test_output_dir_is_a_file(fails, tmp_path, tiny_bert):
