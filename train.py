@@ -36,7 +36,7 @@ from model.microbatch import Encode
 from model.objectives import OBJECTIVES, make_objective
 from model.pooling import POOLINGS
 from model.progress import peak_memory
-from model.run_folder import RunFolder, check_run_folder
+from model.run_folder import RunFolder, check_run_folder, only_writer
 from model.trainer import MIXES, Task, train
 from model.utils import default_device, resolve_precision
 
@@ -56,7 +56,7 @@ def parse_flags(argv):
     add("--pooling", choices=POOLINGS, help="token states to a vector (default: saved with the model, else pooler)")
     add("--max_len", type=flags.positive_int, help="tokens a sentence is cut at (default: saved with it, else 50)")
     add("--dropout", type=flags.fraction, default=0.1, help="every dropout of the backbone")
-    add("--objective", choices=tuple(OBJECTIVES), default="simcse", help="what --train_data is for")
+    add("--objective", choices=tuple(OBJECTIVES), help="what --train_data is for (default: simcse)")
     add("--train_data", **flags.FILES, help="of the objective's kind (default for simcse: KorNLI of data.download)")
     add(
         "--task",
@@ -71,7 +71,7 @@ def parse_flags(argv):
     flags.add_table_flags(parser, "--train_data")
     add("--valid_columns", nargs="+", metavar="NAME", help="as --columns, of --valid_data")
     add("--pairing", choices=PAIRINGS, default="one", help="triplets from KorNLI: one a premise, or all")
-    add("--batch_size", type=flags.positive_int, default=256, help="examples in a step, of all processes together")
+    add("--batch_size", type=flags.positive_int, help="examples in a step, of all processes together (default: 256)")
     add("--epochs", type=flags.positive_int, default=3, help="passes over the examples")
     add("--max_steps", type=flags.positive_int, help="train for so many steps instead of --epochs")
     add("--lr", type=flags.positive_float, default=1e-4, help="AdamW's peak learning rate")
@@ -109,6 +109,11 @@ def parse_flags(argv):
     add("--keep_states", type=flags.positive_int, default=2, help="how many states stay")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard, too")
     args = parser.parse_args(argv)
+    if args.task and (args.objective or args.batch_size):
+        parser.error("--task: names objective and batch size itself; leave --objective and --batch_size out")
+    if args.patience and args.select_by == "last":
+        parser.error("--patience: stops where scores rise no more; with --select_by last the last step is always best")
+    args.objective, args.batch_size = args.objective or "simcse", args.batch_size or 256
     args.save_steps = args.save_steps or args.eval_steps
     return args
 
@@ -197,29 +202,30 @@ def run_training(args, specifications):
     ]
 
     config = describe(args, specifications, precision, tasks, len(index))
-    run = RunFolder(args.output_dir, config, comparable_settings, args.resume, args.keep_states, args.tensorboard)
-    if distributed.rank() == 0:
-        dropped.report(run.path)
-    if args.resume:
-        say("starting: no state to resume" if run.state is None else f"going on after step {run.state['step']}")
-    best, progress = train(
-        Encode(encoder, tokens, args.micro_batch_tokens, args.cache_gradients, precision),
-        tasks,
-        evaluate=lambda encoder: evaluate_sts(encode_dev, dev_tokens, dev.scores),
-        run=run,
-        mix=args.mix,
-        epochs=args.epochs,
-        max_steps=args.max_steps,
-        lr=args.lr,
-        warmup_ratio=args.warmup_ratio,
-        weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm,
-        eval_steps=args.eval_steps,
-        save_steps=args.save_steps,
-        patience=args.patience,
-        select_by=args.select_by,
-        seed=args.seed,
-    )
+    with only_writer(args.output_dir):
+        run = RunFolder(args.output_dir, config, comparable_settings, args.resume, args.keep_states, args.tensorboard)
+        if distributed.rank() == 0:
+            dropped.report(run.path)
+        if args.resume:
+            say("starting: no state to resume" if run.state is None else f"going on after step {run.state['step']}")
+        best, progress = train(
+            Encode(encoder, tokens, args.micro_batch_tokens, args.cache_gradients, precision),
+            tasks,
+            evaluate=lambda encoder: evaluate_sts(encode_dev, dev_tokens, dev.scores),
+            run=run,
+            mix=args.mix,
+            epochs=args.epochs,
+            max_steps=args.max_steps,
+            lr=args.lr,
+            warmup_ratio=args.warmup_ratio,
+            weight_decay=args.weight_decay,
+            max_grad_norm=args.max_grad_norm,
+            eval_steps=args.eval_steps,
+            save_steps=args.save_steps,
+            patience=args.patience,
+            select_by=args.select_by,
+            seed=args.seed,
+        )
     if best["step"] == 0:
         say("no evaluation was better than the one before the first step: what is saved is the model as it started")
     shown = "cosine_spearman" if args.select_by == "last" else args.select_by

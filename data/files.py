@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import csv
 import gzip
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,11 @@ UNITS = {".json": "entry", ".parquet": "row"}  # how a record's number is called
 CHUNK = 1 << 22  # bytes read at a time
 LONGEST = 100_000  # characters: no row of sentences is longer, but a file that lost its line ends is
 CSV_ROW = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",]*))*')  # RFC 4180, one line
+
+
+def unused(folder, form):
+    """The first path `form`, with 1, 2, ... in the place of its {}, that `folder` does not have."""
+    return next(path for number in itertools.count(1) if not (path := Path(folder) / form.format(number)).exists())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import torch
 from data.errors import RunError
 from model import distributed
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # what CPU, CUDA and cuBLAS say
+
 
 class Interrupted(RunError):
     """A signal asked the training to stop, and it did. Exit code 128 + the signal's number, as shells have it."""
@@ -57,7 +59,9 @@ class Interruption:
     def error(self, step, run):
         """The Interrupted to raise when the state after `step` is saved."""
         number = self.anywhere()
-        command = shlex.join([*sys.argv, *([] if "--resume" in sys.argv else ["--resume"])])
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m recipes`, as of a script None
+        program = sys.argv[:1] if module is None else ["-m", module.name.removesuffix(".__main__")]
+        command = shlex.join([*program, *sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])])
         if distributed.world_size() == 1:
             advice = f"go on with: python {command}"
         else:
@@ -81,8 +85,7 @@ def out_of_memory_named(run):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, cuBLAS
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         raise RunError(
             "out of memory; give --cache_gradients (a resumed run may, too), fewer --micro_batch_tokens with it, "

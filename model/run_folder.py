@@ -1,14 +1,17 @@
 """The run folder: what a training leaves on disk, apart from the weights' own format (checkpoint.py)."""
 
+import contextlib
 import csv
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import filelock
+
 from data.dropped import REJECTED_FILE
 from data.errors import UserError
-from data.files import failures_name, read_json, write_atomically, write_json
+from data.files import failures_name, read_json, unused, write_atomically, write_json
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
@@ -20,6 +23,7 @@ METRICS_FILE = "dev_metrics.json"
 LOG_FILE = "log.csv"
 STATES_FOLDER = "state"
 BOARD_FOLDER = "tensorboard"
+LOCK_FILE = ".lock"
 FILES = (CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE, REJECTED_FILE)
 NAMES = (STATES_FOLDER, *FILES, MODEL_FOLDER, BOARD_FOLDER)  # states first: none may be left without its config
 LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in FILES))  # of a run that was killed while it saved
@@ -119,9 +123,7 @@ class RunFolder:
     def _make_way(self):
         in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
         if in_the_way:
-            number = 1
-            while (previous := self.path / f"previous-{number}").exists():
-                number += 1
+            previous = unused(self.path, "previous-{}")
             previous.mkdir()
             for path in in_the_way:
                 path.rename(previous / path.name)
@@ -137,6 +139,32 @@ def _differences(settings, path, config):
         return [f"{path.name} (of another version of this program)"]
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     return [f"{name} (then {before.get(name)}, now {now.get(name)})" for name in names]
+
+
+@contextlib.contextmanager
+def only_writer(path):
+    """A context in which no other training writes to a run folder; it is made if missing.
+
+    Raises:
+        UserError: another training is at work there.
+    """
+    if distributed.rank() != 0:  # the first process writes
+        yield
+        return
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / LOCK_FILE)  # the system takes it from a process that dies
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        message = f"--output_dir {path}: another training writes there; name another folder, or wait for it"
+        raise UserError(message) from None
+    except NotImplementedError:  # a file system that knows no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_run_folder(path):

@@ -22,7 +22,7 @@ import train
 from data import flags
 from data.download import FOLDER
 from data.errors import UserError, one_sentence_errors
-from data.files import require_files, write_atomically
+from data.files import require_files, unused, write_json
 from model.metrics import CORRELATIONS
 
 RECIPES = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.txt"))}
@@ -33,6 +33,15 @@ DATA = {  # placeholder: files below the folder of KorNLU
     "sts_dev": ["KorSTS/sts-dev.tsv"],
     "sts_test": ["KorSTS/sts-test.tsv"],
     "sentences": [],
+}
+
+
+OWN = {  # flags of train.py that a recipe sets: what replaces them
+    "--model": "--model before --",
+    "--train_data": "--nli, --snli, --sts_train or --sentences",
+    "--task": "--nli or --sts_train",
+    "--valid_data": "--sts_dev",
+    "--output_dir": "--output_dir before --",
 }
 
 
@@ -52,11 +61,15 @@ def parse_flags(argv):
         add(f"--{name}", nargs="+", metavar="FILE", help=f"instead of {what}" if files else what)
     add("--seeds", type=flags.seed, nargs="+", help="one training each (default: the recipe's seed)")
     add("--output_dir", type=Path, help="(default: output/NAME)")
+    add("--resume", action="store_true", help="go on with a training that was stopped, as train.py does")
     add("--dry_run", action="store_true", help="print the resolved settings alone")
     argv = sys.argv[1:] if argv is None else list(argv)
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.more = argv[end + 1 :]
+    for word in args.more:
+        if instead := OWN.get(word.split("=")[0]):
+            parser.error(f"{word} behind --: a recipe has its own; give {instead}")
     return args
 
 
@@ -95,6 +108,7 @@ def stages_of(args, seed):
         if args.model and number == 0:
             argv += ["--model", args.model]
         argv += [] if seed is None else ["--seed", str(seed)]
+        argv += ["--resume"] if args.resume else []
         run = folder / stage
         stages.append((run, [*argv, "--valid_data", *data["sts_dev"], "--output_dir", str(run), *args.more]))
     return stages
@@ -118,6 +132,10 @@ def main(argv=None):
             train.main(flags_of_train)
     runs = [str(stages[-1][0]) for stages in trainings]
     scores = (args.output_dir or Path("output") / args.name) / "scores.json"
+    if scores.exists():
+        kept = unused(scores.parent, "scores-{}.json")
+        scores.rename(kept)
+        print(f"{scores} was there; it is kept as {kept}", file=sys.stderr)
     evaluate.main(["--model", *runs, "--test_data", *test, "--json", str(scores)])
     if len(runs) > 1:
         summarise(scores)
@@ -133,8 +151,7 @@ def summarise(path):
         summary[word] = {name: function(values) if values else None for name, values in columns.items()}
         cells = [f"{value:.2f}" if value is not None else "nan" for value in summary[word].values()]
         print(f"| {word} | " + " | ".join(cells) + " |")
-    with write_atomically(path) as file:
-        file.write((json.dumps({"runs": results, **summary}, indent=1) + "\n").encode())
+    write_json(path, {"runs": results, **summary})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 import json
 import re
+import shlex
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -60,7 +64,7 @@ def test_recipes_run_on_a_tiny_model(name, data, tiny_bert, tmp_path, capsys):
     main([name, "--model", str(tiny_bert), "--output_dir", str(output), *data, "--", *more])
     stages = [stage for stage, _ in read_recipe(RECIPES[name])]
     assert all((output / stage / "nli_checkpoint.pt").is_file() for stage in stages)
-    (scores,) = read_json(output / "scores.json")
+    (scores,) = read_json(output / "scores.json", kind=list)
     assert scores["model"] == str(output / stages[-1]) and scores["rows"] == 200
     if len(stages) == 2:
         config = read_json(output / "sts" / "train_config.json")
@@ -82,6 +86,30 @@ def test_several_seeds_are_summed_up(data, tiny_bert, tmp_path, capsys):
 def test_placeholders():
     values = {"nli": ["a", "b"], "previous": ["run"]}
     assert fill(["--train_data", "{nli}", "simcse:1:8:{nli}"], values) == ["--train_data", "a", "b", "simcse:1:8:a,b"]
+
+
+@pytest.mark.parametrize("words", [["--valid_data", "x.tsv"], ["--model=mini"], ["--task", "sts:1:8:x.tsv"]])
+def test_what_a_recipe_sets_is_not_set_behind_the_dashes(words, fails):
+    assert f"{words[0]} behind --" in fails(main, ["kosimcse-bert", "--dry_run", "--", *words])
+
+
+def test_a_stopped_recipe_says_how_to_go_on_and_does(data, tiny_bert, tmp_path):
+    """As a process of its own; scores of an earlier call stay."""
+    output = tmp_path / "output"
+    command = [sys.executable, "-m", "recipes", "kosbert", "--model", str(tiny_bert), "--output_dir", str(output)]
+    command += [*data, "--", "--max_steps", "30", "--eval_steps", "30", "--batch_size", "4", "--max_len", "50"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("step 0"):
+                process.send_signal(signal.SIGTERM)
+            last = line
+    assert process.returncode == 143, last
+    advice = shlex.split(last.strip().split("go on with: python ")[1])
+    assert advice[:3] == ["-m", "recipes", "kosbert"] and advice[-1] == "--resume"
+    (output / "scores.json").write_text("mine")
+    result = subprocess.run([sys.executable, *advice], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "going on after step" in result.stderr
+    assert (output / "scores-1.json").read_text() == "mine" and read_json(output / "scores.json", kind=list)
 
 
 def test_what_is_missing_is_named(fails, data, tmp_path):

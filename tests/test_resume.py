@@ -142,6 +142,24 @@ def test_states_after_damaged_ones_are_kept(run, monkeypatch, capsys):
     assert_same_weights(final(whole)["model"], final(folder)["model"])
 
 
+def test_two_trainings_do_not_share_a_folder(run, monkeypatch, capsys, tmp_path):
+    with monkeypatch.context() as patch:
+
+        def second():
+            with pytest.raises(SystemExit):
+                run("run", "--seed", "9")
+            assert "another training writes there" in capsys.readouterr().err.splitlines()[-1]
+
+        stop_at(3, patch, second)
+        folder = run("run")
+    assert (
+        not (folder / "previous-1").exists()
+        and json.loads((folder / "train_config.json").read_text())["flags"]["seed"] != 9
+    )
+    run("run")  # it is free again
+    assert (folder / "previous-1").exists()
+
+
 def test_resume_without_states_overwrites_no_good_checkpoint(run, capsys):
     folder = run("run")
     best = load_encoder(folder).state_dict()
