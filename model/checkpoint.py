@@ -199,8 +199,11 @@ def _check_architecture(name, config, make, pooling, max_len, dims):
     """Raise UserError before any weight loads where a model of this configuration cannot do what is asked."""
     if not isinstance(max_len, int):
         raise UserError(f"{name}: its maximum length is {max_len!r}; expected a whole number")
-    with torch.device("meta"):  # without memory for weights
-        backbone = make(config)
+    try:
+        with torch.device("meta"):  # without memory for weights
+            backbone = make(config)
+    except Exception as error:  # of many kinds
+        raise UserError(f"{name}: its configuration cannot be used ({first_line(error)})") from None
     check_backbone(_encoder_alone(backbone), pooling, max_len)
     if dims and max(dims) > config.hidden_size:
         raise UserError(
@@ -242,6 +245,8 @@ def _load_backbone(name, folder, config, weights, pooling, training, ours):
         if not training:
             raise UserError(f"{name}: the weights have no pooler; choose another --pooling, such as cls or mean")
         print(f"{name}: the weights have no pooler; it starts at random and is trained", file=sys.stderr)
+    if not all(p.isfinite().all() for p in backbone.parameters()):
+        raise UserError(f"{name}: its weights hold numbers that are infinite or none at all; get them anew")
     if backbone.config._attn_implementation != "sdpa":
         print(f"{name}: transformers has only plain, slower attention for {config.model_type}", file=sys.stderr)
     return _encoder_alone(backbone)

@@ -117,9 +117,13 @@ class SentenceEncoder(nn.Module):
             return pool(states.float(), attention_mask, self.pooling, getattr(self.bert, "pooler", None))
 
     def tokenize(self, sentences):
-        """A list of n strings into {"input_ids", "attention_mask"}, (n, longest) each: the README's `transform`."""
-        tokens = tokenize(sentences, self.tokenizer, self.max_len)
-        input_ids, attention_mask = pad(tokens, np.arange(len(sentences)), self.pad_id, torch.device("cpu"))
+        """n strings, as `encode` takes them, into {"input_ids", "attention_mask"}, (n, longest) each.
+
+        The README's `transform`.
+        """
+        tokens = self._packed(sentences)
+        rows = np.arange(len(tokens.lengths))
+        input_ids, attention_mask = pad(tokens, rows, self.pad_id, torch.device("cpu"))
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @torch.no_grad()
@@ -173,12 +177,11 @@ class SentenceEncoder(nn.Module):
             mask = sentences["attention_mask"].bool().cpu()
             offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
             return Tokens(sentences["input_ids"].cpu()[mask].numpy(), offsets)
-        if isinstance(sentences, str):
-            sentences = [sentences]
+        sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise TypeError(f"encode takes strings; item {i} is {sentence!r}")
-        return tokenize(list(sentences), self.tokenizer, self.max_len)
+        return tokenize(sentences, self.tokenizer, self.max_len)
 
 
 def check_backbone(backbone, pooling, max_len):

@@ -51,7 +51,7 @@ def pad(tokens, rows, pad_id, device):
         (input_ids, attention_mask), both (n, longest) int64 on `device`.
     """
     lengths = tokens.lengths_of(rows)
-    columns = np.arange(lengths.max())
+    columns = np.arange(lengths.max(initial=0))
     mask = columns < lengths[:, None]  # (n, longest)
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = tokens.ids[(tokens.offsets[rows][:, None] + columns)[mask]]

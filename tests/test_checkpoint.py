@@ -169,6 +169,24 @@ def test_settings_of_another_shape(name, content, tiny_bert, tmp_path):
             load_encoder(folder)
 
 
+@pytest.mark.parametrize("key, value", [("hidden_act", "nosuch"), ("num_attention_heads", 5), ("hidden_size", -4)])
+def test_configurations_that_make_no_model(key, value, tiny_bert, tmp_path):
+    save_encoder(load_encoder(tiny_bert), tmp_path)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match="configuration|not a model folder"):
+        load_encoder(tmp_path / "model")
+
+
+def test_weights_that_are_no_numbers(tiny_bert, tmp_path):
+    encoder = load_encoder(tiny_bert)
+    encoder.bert.encoder.layer[0].output.dense.weight.data[0, 0] = float("nan")
+    save_encoder(encoder, tmp_path)
+    for name in ("model", "nli_checkpoint.pt"):
+        with pytest.raises(UserError, match="infinite or none at all"):
+            load_encoder(tmp_path / name)
+
+
 def test_pretrained_backbone_with_a_head(tiny_bert, tmp_path, sample_sentences, capsys):
     """A masked-LM model has an unused head and no pooler: fine for mean, initialised in training for pooler."""
     tokenizer = load_encoder(tiny_bert).tokenizer

@@ -61,7 +61,10 @@ def test_every_form_of_input(encoder, sample_sentences):
     torch.testing.assert_close(encoder.encode(convert_to_tensor(sentences, encoder.tokenize)), expected)
     torch.testing.assert_close(encoder.encode(tokenize(sentences, encoder.tokenizer, 20)), expected)
     torch.testing.assert_close(encoder.encode(sentences[0]), expected[:1])
-    assert encoder.encode([]).shape == (0, encoder.dim)
+    torch.testing.assert_close(encoder.encode(iter(sentences)), expected)
+    one = convert_to_tensor(sentences[0], encoder.tokenize)
+    torch.testing.assert_close(encoder.encode(one), expected[:1])
+    assert encoder.encode([]).shape == encoder.encode(convert_to_tensor([], encoder.tokenize)).shape == (0, encoder.dim)
     assert encoder.encode([""]).isfinite().all()
     with pytest.raises(TypeError, match="item 1 is None"):
         encoder.encode(["가", None])

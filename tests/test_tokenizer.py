@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 import unicodedata
 
@@ -194,6 +195,15 @@ def test_unwritable_cache_stops_nobody(vocabulary_files, tmp_path, monkeypatch, 
     monkeypatch.setenv("KOSIMCSE_CACHE", str(tmp_path / "file"))
     assert len(cached_tokens(["하나", "둘"], load_tokenizer(vocabulary_files[0]), 20).lengths) == 2
     assert "not written" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_has_a_cache_all_the_same(vocabulary_files, tmp_path, monkeypatch):
+    monkeypatch.delenv("KOSIMCSE_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user id that nobody has
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert len(cached_tokens(["하나", "둘"], load_tokenizer(vocabulary_files[0]), 20).lengths) == 2
+    assert list((tmp_path / "temporary").glob("kosimcse-*/tokens/*"))
 
 
 def in_child(work):
