@@ -62,12 +62,12 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
-    if args.corpus and not args.query:
+    if args.corpus is not None and not args.query:
         raise UserError("--corpus: nothing to look for; add --query TEXT")
     if any(not query.strip() for query in args.query or []):
         raise UserError("--query: is empty; write what to look for")
     corpus = CORPUS
-    if args.corpus:
+    if args.corpus is not None:
         dropped = Dropped(skip=args.on_bad_row == "skip")
         corpus = read_sentences(args.corpus, args.encoding, args.columns, dropped)
         dropped.report(".")
