@@ -23,7 +23,6 @@ from data.errors import RunError, one_sentence_errors
 from data.files import require_files
 from data.nli import read_triplets
 from data.tokenize import cached_tokens
-from model.interruption import OUT_OF_MEMORY
 from model.microbatch import Encode
 from model.objectives import SimCSE
 from model.progress import peak_memory
@@ -84,8 +83,8 @@ def main(argv=None):
             command = [sys.executable, "-m", "benchmarks.memory", *own_flags, "--measure", way]
             command += ["--batch_sizes", str(batch_size)]
             result = subprocess.run(command, capture_output=True, text=True)
-            fits = not any(words in result.stderr for words in (*OUT_OF_MEMORY, "MemoryError"))
-            if result.returncode > 0 and fits:  # a negative one is a signal's, of the kernel that needed the memory
+            too_large = any(words in result.stderr for words in ("allocate memory", "out of memory", "MemoryError"))
+            if result.returncode > 0 and not too_large:  # a negative one is a signal: the kernel needed the memory
                 raise RunError(f"batch {batch_size}, {way}: {result.stderr.strip().splitlines()[-1]}")
             if result.returncode:
                 cells += ["does not fit", ""]

@@ -10,7 +10,7 @@ def convert_to_tensor(corpus, transform):
     """Sentences into the tensors that `model.encode` takes.
 
     Args:
-        corpus: a list of n strings.
+        corpus: n strings; one string counts as a list of one.
         transform: the second result of `example_model_setting`.
 
     Returns:

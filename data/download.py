@@ -20,7 +20,7 @@ import filelock
 from tqdm import tqdm
 
 from data.errors import RunError, UserError, one_sentence_errors
-from data.files import failures_name
+from data.files import naming_path
 
 SOURCE = "https://raw.githubusercontent.com/kakaobrain/KorNLUDatasets/0df0fe7d496eb61b092e022e238c2230b29f1cbc"
 BLOB_IDS = {  # of git: sha1 of "blob <size>\0" and the content
@@ -149,7 +149,7 @@ def _connect(url, partial):
         bar = tqdm(total=total, initial=start, desc=partial.stem, unit="B", unit_scale=True, disable=None)
         with bar, partial.open("ab" if goes_on else "wb") as file:
             while block := response.read1(BLOCK):
-                with failures_name(partial):
+                with naming_path(partial):
                     file.write(block)
                     file.flush()
                 bar.update(len(block))

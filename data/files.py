@@ -25,13 +25,13 @@ LONGEST = 100_000  # characters: no row of sentences is longer, but a file that 
 CSV_ROW = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",]*))*')  # RFC 4180, one line
 
 
-def unused(folder, form):
+def unused_path(folder, form):
     """The first path `form`, with 1, 2, ... in the place of its {}, that `folder` does not have."""
     return next(path for number in itertools.count(1) if not (path := Path(folder) / form.format(number)).exists())
 
 
 @contextlib.contextmanager
-def failures_name(path):
+def naming_path(path):
     """A context whose OSErrors name `path`: a full disk, unlike a file that is missing, names none by itself."""
     try:
         yield
@@ -89,7 +89,7 @@ def write_atomically(path):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with failures_name(path):
+        with naming_path(path):
             with temporary.open("wb") as file:
                 yield file
                 file.flush()

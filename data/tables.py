@@ -255,7 +255,7 @@ class Table:
 
 def _one_line(text):
     """Text whose tabs and line breaks are single blanks, so that it can stand in a table."""
-    return re.sub(r"[\t\r\n]+", " ", text).strip()
+    return (re.sub(r"[\t\r\n]+", " ", text) if any(char in text for char in "\t\r\n") else text).strip()
 
 
 def _problem(text):

@@ -138,7 +138,11 @@ def cached_tokens(sentences, tokenizer, max_len):
         chunk = sentences[start : start + CHUNK]
         key.update(np.fromiter(map(len, chunk), np.int64, len(chunk)).tobytes())
         key.update("".join(chunk).encode("utf-8", "surrogatepass"))
-    folder = _cache_root() / "tokens" / key.hexdigest()[:32]
+    try:
+        root = Path(os.environ.get("KOSIMCSE_CACHE") or Path.home() / ".cache" / "kosimcse")
+    except RuntimeError:  # a container's user who has no home
+        return tokenize(sentences, tokenizer, max_len, show_progress=True)
+    folder = root / "tokens" / key.hexdigest()[:32]
     tokens = _read_cache(folder, len(sentences))
     if tokens is None:
         tokens = tokenize(sentences, tokenizer, max_len, show_progress=True)
@@ -147,15 +151,6 @@ def cached_tokens(sentences, tokenizer, max_len):
         except OSError as error:  # a cache is a convenience: a read-only home or a full disk stops nobody
             print(f"token cache {folder.parent} not written ({error.strerror}); tokens kept in memory", file=sys.stderr)
     return tokens
-
-
-def _cache_root():
-    if named := os.environ.get("KOSIMCSE_CACHE"):
-        return Path(named)
-    try:
-        return Path.home() / ".cache" / "kosimcse"
-    except RuntimeError:  # a container's user who has none
-        return Path(tempfile.gettempdir()) / f"kosimcse-{os.getuid()}"
 
 
 def _read_cache(folder, n):

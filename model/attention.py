@@ -65,7 +65,7 @@ class Attention(nn.Module):
         if query is None:
             layers.insert(0, self.self.query)
         if all(type(layer) is nn.Linear for layer in layers):  # nobody's adapters
-            # one product: its input is cast once, and its gradient is summed in float32
+            # one product: its input is read once
             states = F.linear(states, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
         else:
             states = torch.cat([layer(states) for layer in layers], dim=-1)

@@ -245,7 +245,7 @@ def _load_backbone(name, folder, config, weights, pooling, training, ours):
         if not training:
             raise UserError(f"{name}: the weights have no pooler; choose another --pooling, such as cls or mean")
         print(f"{name}: the weights have no pooler; it starts at random and is trained", file=sys.stderr)
-    if not all(p.isfinite().all() for p in backbone.parameters()):
+    if not all(p.detach().sum().isfinite() for p in _encoder_alone(backbone).parameters()):
         raise UserError(f"{name}: its weights hold numbers that are infinite or none at all; get them anew")
     if backbone.config._attn_implementation != "sdpa":
         print(f"{name}: transformers has only plain, slower attention for {config.model_type}", file=sys.stderr)
@@ -339,7 +339,7 @@ def _sentence_transformers_settings(folder):
     for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         path = kinds["Transformer"] / file
         length = read_json(path).get(key) if path.is_file() else None
-        if length and length < 1_000_000:
+        if isinstance(length, int) and 0 < length < 1_000_000:
             return kinds["Transformer"], {**settings, "max_len": length}
     return kinds["Transformer"], settings
 

@@ -11,7 +11,7 @@ from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
 from model.attention import group
-from model.layers import replace_layers
+from model.layers import replace_dropout
 from model.microbatch import pad
 from model.packed import make_packable, pack, position_offset, positions
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
@@ -35,7 +35,7 @@ class SentenceEncoder(nn.Module):
         check_backbone(backbone, pooling, max_len)
         if pooling != "pooler" and hasattr(backbone, "pooler"):
             backbone.pooler = None  # not computed, not trained, not saved
-        replace_layers(backbone)
+        replace_dropout(backbone)
         self.bert = backbone  # the name of the published checkpoint's keys
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -133,7 +133,7 @@ class SentenceEncoder(nn.Module):
         Batches hold sentences of similar length, whatever the order they are given in.
 
         Args:
-            sentences: a list of n strings (one string counts as a list of one), the mapping that
+            sentences: n strings (one string counts as a list of one), the mapping that
                 `convert_to_tensor` makes, or packed `Tokens`.
             device: moves the encoder there first; None leaves it where it is.
             batch_size: sentences in a forward pass.
@@ -192,7 +192,7 @@ def check_backbone(backbone, pooling, max_len):
         "cls": "has no [CLS] token" if family in ("t5", "mt5") else None,
         **dict.fromkeys(NEEDS_ALL_LAYERS, "has one layer" if layers < 2 else None),
     }
-    if lacking.get(pooling) or pooling not in POOLINGS:
+    if pooling not in POOLINGS or lacking.get(pooling):
         reason = f"{type(backbone).__name__} {lacking[pooling]}; " if pooling in POOLINGS else ""
         possible = ", ".join(name for name in POOLINGS if not lacking.get(name))
         raise UserError(f"--pooling {pooling}: {reason}choose one of {possible}")

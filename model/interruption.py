@@ -12,8 +12,6 @@ import torch
 from data.errors import RunError
 from model import distributed
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # what CPU, CUDA and cuBLAS say
-
 
 class Interrupted(RunError):
     """A signal asked the training to stop, and it did. Exit code 128 + the signal's number, as shells have it."""
@@ -59,8 +57,9 @@ class Interruption:
     def error(self, step, run):
         """The Interrupted to raise when the state after `step` is saved."""
         number = self.anywhere()
-        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m recipes`, as of a script None
-        program = sys.argv[:1] if module is None else ["-m", module.name.removesuffix(".__main__")]
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m recipes`
+        is_module = module is not None and module.origin == sys.argv[0]
+        program = ["-m", module.name.removesuffix(".__main__")] if is_module else sys.argv[:1]
         command = shlex.join([*program, *sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])])
         if distributed.world_size() == 1:
             advice = f"go on with: python {command}"
@@ -85,7 +84,8 @@ def out_of_memory_named(run):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+        words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, cuBLAS
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
         raise RunError(
             "out of memory; give --cache_gradients (a resumed run may, too), fewer --micro_batch_tokens with it, "

@@ -35,23 +35,34 @@ def draw_kept(shape, p, dtype):
 class LayerNorm(nn.LayerNorm):
     """As nn.LayerNorm in float32; under autocast its result is in autocast's precision.
 
-    Products round it to that in any case. So it is rounded once, and what residual connections carry from layer to
-    layer is half as wide: a tenth of a small encoder's step in bf16 (benchmarks/train_throughput.py).
+    The products that read it round it to that in any case. Here the residual connection beside them carries the rounded
+    states, too, half as wide: a tenth of a small encoder's step in bf16 (benchmarks/train_throughput.py).
     """
 
     def forward(self, x):
         if not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
-        return super().forward(x.float()).to(torch.get_autocast_dtype(x.device.type))
+        return super().forward(x.to(self.weight.dtype)).to(torch.get_autocast_dtype(x.device.type))
 
 
-def replace_layers(module):
-    """Put these in the place of every nn.Dropout and nn.LayerNorm in a module."""
+def replace_dropout(module):
+    """Put `Dropout` in the place of every nn.Dropout in a module."""
+    _replace(module, nn.Dropout, lambda plain: Dropout(plain.p))
+
+
+def replace_layer_norm(module):
+    """Put `LayerNorm` in the place of every nn.LayerNorm in a module, parameters and all."""
+
+    def ours(plain):
+        layer = LayerNorm(plain.normalized_shape, plain.eps, device="meta")
+        layer.weight, layer.bias = plain.weight, plain.bias
+        return layer
+
+    _replace(module, nn.LayerNorm, ours)
+
+
+def _replace(module, kind, ours):
     for parent in module.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p).train(child.training))
-            elif type(child) is nn.LayerNorm:
-                layer = LayerNorm(child.normalized_shape, child.eps, device="meta").train(child.training)
-                layer.weight, layer.bias = child.weight, child.bias
-                setattr(parent, name, layer)
+            if type(child) is kind:
+                setattr(parent, name, ours(child).train(child.training))

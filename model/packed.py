@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from model.attention import Attention
+from model.layers import replace_layer_norm
 
 # families whose self-attention is BERT's and whose only notion of position is `position_ids`
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -22,13 +23,20 @@ def position_offset(config):
 
 
 def make_packable(backbone):
-    """Let `backbone` take packed sentences beside padded ones; False where its family cannot."""
+    """Let `backbone` take packed sentences beside padded ones, its states between layers in the precision of the step.
+
+    False where its family cannot.
+    """
     config = backbone.config
     if config.model_type not in FAMILIES or config._attn_implementation != "sdpa" or config.is_decoder:
         return False
     layers = backbone.encoder.layer
     for layer in layers:
         layer.attention = Attention(layer.attention, last=layer is layers[-1])
+    last = layers[-1].output
+    norm = last.LayerNorm  # what it gives is pooled, in float32
+    replace_layer_norm(backbone)
+    last.LayerNorm = norm
     return True
 
 

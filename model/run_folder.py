@@ -3,15 +3,14 @@
 import contextlib
 import csv
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
-import filelock
-
 from data.dropped import REJECTED_FILE
 from data.errors import UserError
-from data.files import failures_name, read_json, unused, write_atomically, write_json
+from data.files import naming_path, read_json, unused_path, write_atomically, write_json
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
@@ -23,7 +22,6 @@ METRICS_FILE = "dev_metrics.json"
 LOG_FILE = "log.csv"
 STATES_FOLDER = "state"
 BOARD_FOLDER = "tensorboard"
-LOCK_FILE = ".lock"
 FILES = (CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE, LOG_FILE, REJECTED_FILE)
 NAMES = (STATES_FOLDER, *FILES, MODEL_FOLDER, BOARD_FOLDER)  # states first: none may be left without its config
 LEFTOVERS = (".building-*", *(f".{name}.*.partial" for name in FILES))  # of a run that was killed while it saved
@@ -93,7 +91,7 @@ class RunFolder:
         if not self._writes:
             return
         path = self.path / LOG_FILE
-        with failures_name(path), path.open("a", newline="", encoding="utf-8") as file:
+        with naming_path(path), path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n").writerow(row)
         if self.board:
             for name in row.keys() - {"step"}:
@@ -123,7 +121,7 @@ class RunFolder:
     def _make_way(self):
         in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
         if in_the_way:
-            previous = unused(self.path, "previous-{}")
+            previous = unused_path(self.path, "previous-{}")
             previous.mkdir()
             for path in in_the_way:
                 path.rename(previous / path.name)
@@ -148,23 +146,23 @@ def only_writer(path):
     Raises:
         UserError: another training is at work there.
     """
-    if distributed.rank() != 0:  # the first process writes
+    path, taken = Path(path), False
+    with contextlib.ExitStack() as stack:
+        if distributed.rank() == 0:
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                import fcntl
+
+                folder = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system takes it from a process that dies
+            except BlockingIOError:
+                taken = True
+            except (OSError, ImportError):
+                pass  # a file system, or a Windows, that does not lock folders
+        if distributed.everyones(taken)[0]:
+            raise UserError(f"--output_dir {path}: another training writes there; name another folder, or wait for it")
         yield
-        return
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / LOCK_FILE)  # the system takes it from a process that dies
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        message = f"--output_dir {path}: another training writes there; name another folder, or wait for it"
-        raise UserError(message) from None
-    except NotImplementedError:  # a file system that knows no locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def check_run_folder(path):

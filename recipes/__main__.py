@@ -2,6 +2,7 @@
 
     python -m recipes kosimcse-roberta                                     # train, then KorSTS test
     python -m recipes kosimcse-roberta --dry_run                           # print every setting
+    python -m recipes kosbert --resume                                     # go on after it was stopped
     python -m recipes kosbert --seeds 1 2 3                                # min / mean / max and scores.json
     python -m recipes kosbert --model mini --snli nli.tsv -- --max_steps 5   # other model, data, flags
 
@@ -22,8 +23,10 @@ import train
 from data import flags
 from data.download import FOLDER
 from data.errors import UserError, one_sentence_errors
-from data.files import require_files, unused, write_json
+from data.files import require_files, unused_path, write_json
+from model.checkpoint import CHECKPOINT_FILE
 from model.metrics import CORRELATIONS
+from model.run_folder import CONFIG_FILE
 
 RECIPES = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.txt"))}
 DATA = {  # placeholder: files below the folder of KorNLU
@@ -36,12 +39,13 @@ DATA = {  # placeholder: files below the folder of KorNLU
 }
 
 
-OWN = {  # flags of train.py that a recipe sets: what replaces them
+RECIPE_FLAGS = {  # flags of train.py that a recipe sets: what replaces them
     "--model": "--model before --",
     "--train_data": "--nli, --snli, --sts_train or --sentences",
     "--task": "--nli or --sts_train",
     "--valid_data": "--sts_dev",
     "--output_dir": "--output_dir before --",
+    "--seed": "--seeds before --",
 }
 
 
@@ -49,7 +53,7 @@ def parse_flags(argv):
     parser = argparse.ArgumentParser(
         prog="python -m recipes",
         description=__doc__.splitlines()[0],
-        epilog="Behind -- stand flags of train.py, for every stage.",
+        epilog="Behind -- stand other flags of train.py, for every stage.",
     )
     add = parser.add_argument
     add("name", choices=RECIPES)
@@ -68,7 +72,7 @@ def parse_flags(argv):
     args = parser.parse_args(argv[:end])
     args.more = argv[end + 1 :]
     for word in args.more:
-        if instead := OWN.get(word.split("=")[0]):
+        if instead := RECIPE_FLAGS.get(word.split("=")[0]):
             parser.error(f"{word} behind --: a recipe has its own; give {instead}")
     return args
 
@@ -114,6 +118,13 @@ def stages_of(args, seed):
     return stages
 
 
+def begun_before(run, previous):
+    """Whether the run folder is from before the previous stage's checkpoint, so that it started from another one."""
+    if previous is None or not (run / CONFIG_FILE).is_file():
+        return False
+    return (run / CONFIG_FILE).stat().st_mtime < (previous / CHECKPOINT_FILE).stat().st_mtime
+
+
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
@@ -127,13 +138,17 @@ def main(argv=None):
     test = args.sts_test or [str(args.kornlu / file) for file in DATA["sts_test"]]
     require_files(test)
     for stages in trainings:
+        previous = None
         for run, flags_of_train in stages:
             print(f"== {args.name}: {run} ==", file=sys.stderr)
+            if begun_before(run, previous):
+                flags_of_train = [word for word in flags_of_train if word != "--resume"]
             train.main(flags_of_train)
+            previous = run
     runs = [str(stages[-1][0]) for stages in trainings]
     scores = (args.output_dir or Path("output") / args.name) / "scores.json"
     if scores.exists():
-        kept = unused(scores.parent, "scores-{}.json")
+        kept = unused_path(scores.parent, "scores-{}.json")
         scores.rename(kept)
         print(f"{scores} was there; it is kept as {kept}", file=sys.stderr)
     evaluate.main(["--model", *runs, "--test_data", *test, "--json", str(scores)])

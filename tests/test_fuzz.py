@@ -215,7 +215,7 @@ def slow_pairs(content):
 
 
 def slow_sentences(content):
-    return [text.strip() for text in slow_lines(content) if text and text.strip()]
+    return [one_line(text) for text in slow_lines(content) if text and text.strip()]
 
 
 # Ours, in the same form.

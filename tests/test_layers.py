@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.checkpoint import load_encoder
-from model.layers import Dropout, LayerNorm, replace_layers
+from model.layers import Dropout, LayerNorm, replace_dropout, replace_layer_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,14 +50,16 @@ def test_an_encoder_has_no_other(tiny_bert):
     found = [module for module in encoder.modules() if isinstance(module, nn.Dropout)]
     assert len(found) > 2 and all(type(module) is Dropout for module in found)
     assert {module.p for module in found} == {0.2}
-    found = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    *found, last = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
     assert len(found) > 2 and all(type(module) is LayerNorm for module in found)
+    assert last is encoder.bert.encoder.layer[-1].output.LayerNorm and type(last) is nn.LayerNorm  # it is pooled
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_stays(training):
     model = nn.Sequential(nn.Dropout(0.2), nn.LayerNorm(4)).train(training)
-    replace_layers(model)
+    replace_dropout(model)
+    replace_layer_norm(model)
     assert [type(layer) for layer in model] == [Dropout, LayerNorm]
     assert model[0].training is training and model[1].training is training
 
@@ -69,7 +71,7 @@ def test_layer_norm_computes_in_float32_and_is_rounded_once():
     nn.init.normal_(plain.bias)
     model = nn.Sequential(nn.LayerNorm(64, eps=1e-3))
     model[0].weight, model[0].bias = plain.weight, plain.bias
-    replace_layers(model)
+    replace_layer_norm(model)
     assert model[0].weight is plain.weight and model[0].bias is plain.bias
     x = torch.randn(1000, 64, dtype=torch.bfloat16)
     assert torch.equal(model(x.float()), plain(x.float())) and torch.equal(model(x), plain(x))

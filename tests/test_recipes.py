@@ -1,6 +1,7 @@
 """Recipes: every one resolves, and starts and ends on a tiny model with data that is here."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -9,8 +10,9 @@ import sys
 
 import pytest
 
+import train
 from data.files import read_json
-from recipes.__main__ import RECIPES, fill, main, read_recipe
+from recipes.__main__ import RECIPES, fill, main, parse_flags, read_recipe, stages_of
 from tests.conftest import ROOT, SAMPLE
 
 NAMES = (
@@ -97,8 +99,9 @@ def test_a_stopped_recipe_says_how_to_go_on_and_does(data, tiny_bert, tmp_path):
     """As a process of its own; scores of an earlier call stay."""
     output = tmp_path / "output"
     command = [sys.executable, "-m", "recipes", "kosbert", "--model", str(tiny_bert), "--output_dir", str(output)]
-    command += [*data, "--", "--max_steps", "30", "--eval_steps", "30", "--batch_size", "4", "--max_len", "50"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    command += [*data, "--", "--max_steps", "100", "--eval_steps", "100", "--batch_size", "4", "--max_len", "50"]
+    environment, last = {**os.environ, "OMP_NUM_THREADS": "1"}, ""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("step 0"):
                 process.send_signal(signal.SIGTERM)
@@ -110,6 +113,19 @@ def test_a_stopped_recipe_says_how_to_go_on_and_does(data, tiny_bert, tmp_path):
     result = subprocess.run([sys.executable, *advice], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "going on after step" in result.stderr
     assert (output / "scores-1.json").read_text() == "mine" and read_json(output / "scores.json", kind=list)
+
+
+def test_a_stage_does_not_go_on_from_another_start(data, tiny_bert, tmp_path, capsys):
+    """The first stage is trained anew, with another seed; what the second one did before came from the old one."""
+    argv = ["kosbert", "--model", str(tiny_bert), "--output_dir", str(tmp_path / "o"), *data]
+    more = ["--", "--max_steps", "2", "--max_len", "50", "--select_by", "last", "--lr", "1e-3"]
+    main([*argv, *more])
+    main([*argv, "--resume", *more])
+    assert capsys.readouterr().err.count("going on after step 2") == 2
+    train.main(stages_of(parse_flags([*argv, *more, "--batch_size", "8"]), None)[0][1])
+    main([*argv, "--resume", *more, "--batch_size", "8"])
+    assert capsys.readouterr().err.count("going on after step 2") == 1
+    assert (tmp_path / "o" / "sts" / "previous-1").is_dir()
 
 
 def test_what_is_missing_is_named(fails, data, tmp_path):

@@ -142,7 +142,7 @@ def test_states_after_damaged_ones_are_kept(run, monkeypatch, capsys):
     assert_same_weights(final(whole)["model"], final(folder)["model"])
 
 
-def test_two_trainings_do_not_share_a_folder(run, monkeypatch, capsys, tmp_path):
+def test_two_trainings_do_not_share_a_folder(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
 
         def second():

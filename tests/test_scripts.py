@@ -139,6 +139,7 @@ BAD_FLAGS = [
     ),
     (train, train_with(seed="-1"), "'-1' is not a whole number from 0 up to 2^63"),
     (train, train_with(seed=str(2**64)), "is not a whole number from 0 up to 2^63"),
+    (train, train_with(output="x"), "unrecognized arguments: --output x"),  # not taken for --output_dir
     (train, train_with(unknown="1"), "unrecognized arguments: --unknown 1"),
     (train, train_with(max_len="129"), "--max_len 129: this model takes 3 to 128 tokens"),
     (train, train_with(train_data="missing.tsv"), "missing.tsv: no such file"),
