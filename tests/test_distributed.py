@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train
-from data.errors import RunError
+from data.errors import RunError, UserError
 from data.nli import read_triplets
 from data.tokenize import tokenize
 from model import distributed
@@ -21,6 +21,7 @@ from model.checkpoint import load_encoder
 from model.microbatch import Encode
 from model.objectives import SimCSE
 from model.progress import Progress
+from model.run_folder import only_writer
 from model.states import States
 from tests.conftest import ROOT, SAMPLE
 
@@ -238,6 +239,16 @@ def test_processes_with_other_data_are_refused(train_flags, tmp_path, capfd):
 
     assert on_processes(2, other_seed) == [1, 1]
     assert "process 1 has other flags or data than process 0" in capfd.readouterr().err
+
+
+def test_every_process_is_told_that_the_folder_is_taken(tmp_path):
+    def refused(rank):
+        with distributed.processes(torch.device("cpu")), pytest.raises(UserError, match="another training writes"):
+            with only_writer(tmp_path):
+                pass
+
+    with only_writer(tmp_path):
+        assert on_processes(2, refused) == [0, 0]
 
 
 def test_one_process_gathers_for_nothing():
