@@ -48,8 +48,9 @@ FREE_FLAGS = ("output_dir", "resume", "save_steps", "keep_states", "cache_gradie
 
 
 def parse_flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter)
-    parser.allow_abbrev = False  # what stands in a script stays what it is
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--model", default="skt/kobert-base-v1", help="mini, run folder, .pt, model folder or hub id to start from")
     add("--random_weights", action="store_true", help="--model's architecture and tokenizer, without what it knows")
