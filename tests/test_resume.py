@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import resource
 import shutil
 import signal
@@ -140,6 +141,15 @@ def test_states_after_damaged_ones_are_kept(run, monkeypatch, capsys):
     run("run", "--resume")
     assert "going on after step 3" in capsys.readouterr().err
     assert_same_weights(final(whole)["model"], final(folder)["model"])
+
+
+def test_names_that_are_no_text(run, capsys, tmp_path):
+    """A Korean name in cp949, as an archive made on Windows leaves it."""
+    data = tmp_path / os.fsdecode("한글.tsv".encode("cp949"))
+    shutil.copy(SAMPLE / "train_nli.tsv", data)
+    run("run", "--train_data", str(data), "--max_steps", "2")
+    run("run", "--train_data", str(data), "--max_steps", "2", "--resume")
+    assert "going on after step 2" in capsys.readouterr().err
 
 
 def test_two_trainings_do_not_share_a_folder(run, monkeypatch, capsys):
