@@ -20,7 +20,7 @@ import filelock
 from tqdm import tqdm
 
 from data.errors import RunError, UserError, one_sentence_errors
-from data.files import naming_path
+from data.files import naming_path, unused_path
 
 SOURCE = "https://raw.githubusercontent.com/kakaobrain/KorNLUDatasets/0df0fe7d496eb61b092e022e238c2230b29f1cbc"
 BLOB_IDS = {  # of git: sha1 of "blob <size>\0" and the content
@@ -180,9 +180,7 @@ def _put(partial, path):
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     if path.exists():
-        number = 1
-        while (aside := path.with_name(f"{path.name}.previous-{number}")).exists():
-            number += 1
+        aside = unused_path(path.parent, f"{path.name}.previous-{{}}")
         path.rename(aside)
         print(f"{path} was not the published file; it is kept as {aside.name}", file=sys.stderr)
     os.replace(partial, path)

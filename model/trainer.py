@@ -167,10 +167,10 @@ def train(
                 run.log(step=step, epoch=1 + (step - 1) // steps_per_epoch, **row)
                 if saves or done or interrupted:
                     run.save_state(step, training_state(step, done, best, progress, model, optimizer, schedule))
+                if interrupted or (done and interruption.anywhere()):  # while it was evaluated for the last time
+                    raise interruption.error(step, run)
                 if done:
                     break
-                if interrupted:
-                    raise interruption.error(step, run)
                 progress.open_window()
 
     run.restore_best(encoder)

@@ -93,6 +93,31 @@ def test_a_signal_saves_and_resumes_to_the_same_weights(run, monkeypatch, capsys
     )
 
 
+@pytest.mark.parametrize("moment", ["step", "evaluation"])
+def test_a_signal_at_the_very_end_is_obeyed(run, monkeypatch, capsys, moment):
+    """Else the next stage of a recipe would begin."""
+    evaluations = []
+
+    def evaluate(*args, original=train.evaluate_sts):
+        evaluations.append(None)
+        if len(evaluations) == 5:  # before the first step and after steps 4, 8, 12, 16
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        if moment == "step":
+            stop_at(16, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        else:
+            patch.setattr(train, "evaluate_sts", evaluate)
+        with pytest.raises(SystemExit) as exit_info:
+            run("stopped")
+    assert exit_info.value.code == 143
+    assert "stopped by SIGTERM after step 16" in capsys.readouterr().err.splitlines()[-1]
+    run("stopped", "--resume")
+    messages = capsys.readouterr().err
+    assert "going on after step 16" in messages and "best: step" in messages
+
+
 @pytest.mark.parametrize("damage", ["torn", "flipped", "no manifest", "bad manifest"])
 def test_a_damaged_state_is_noticed(run, monkeypatch, capsys, damage):
     whole = run("whole")
