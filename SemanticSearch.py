@@ -71,6 +71,8 @@ def main(argv=None):
         dropped = Dropped(skip=args.on_bad_row == "skip")
         corpus = read_sentences(args.corpus, args.encoding, args.columns, dropped)
         dropped.report(".")
+        if not corpus:
+            raise UserError(f"{args.corpus}: no usable row; dropped {dropped}")
 
     name = args.model or DEFAULT_MODEL
     if not args.model and not Path(name).is_file():

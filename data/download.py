@@ -66,21 +66,19 @@ def blob_id(path):
         return hashlib.file_digest(file, lambda: hashlib.sha1(header, usedforsecurity=False)).hexdigest()
 
 
-def fetch(url, path, expected):
-    """Download `url` to `path`, whose blob id must become `expected`.
+def fetch(url, partial, expected):
+    """Download `url` to `partial`, whose blob id must become `expected`.
 
-    What has arrived lies in `path`.partial, and a later call goes on from there. Proxies are those of the environment
+    A later call goes on from what has arrived. Proxies are those of the environment
     variables http_proxy, https_proxy, no_proxy.
 
     Raises:
         RunError: the server refuses, stops answering, or sends something else.
     """
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
         _receive(url, partial)
         if (found := blob_id(partial)) == expected:
-            return _put(partial, path)
+            return
         size = partial.stat().st_size
         with partial.open("rb") as file:
             start = file.read(40)
@@ -159,7 +157,7 @@ def _connect(url, partial):
     return total is not None or size == have
 
 
-def copy(source, path, expected):
+def copy(source, partial, expected):
     """Copy a file of the KorNLU repository.
 
     Raises:
@@ -169,10 +167,7 @@ def copy(source, path, expected):
         changed = b"\r\n" in source.read_bytes()
         advice = "; git changed its line ends: clone it with core.autocrlf=false" if changed else ""
         raise UserError(f"{source}: not the published file (blob id {found}, expected {expected}){advice}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     shutil.copyfile(source, partial)
-    _put(partial, path)
 
 
 def _put(partial, path):
@@ -219,13 +214,16 @@ def download(folder, mirror, source=None):
         if path.is_file() and blob_id(path) == expected:
             print(f"{path}: there and right")
             continue
-        if source is None:
-            fetch(f"{mirror}/{name}", path, expected)
-        elif (source / name).is_file():
-            copy(source / name, path, expected)
-        else:
+        if source is not None and not (source / name).is_file():
             missing.append(name)
             continue
+        partial = path.with_name(path.name + ".partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        if source is None:
+            fetch(f"{mirror}/{name}", partial, expected)
+        else:
+            copy(source / name, partial, expected)
+        _put(partial, path)
         print(f"{path}: {path.stat().st_size:,} bytes, verified", flush=True)
     if missing:
         raise UserError(f"--from {source}: lacks {', '.join(missing)}; the other files are in {folder}")

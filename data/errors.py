@@ -45,7 +45,8 @@ def one_sentence_errors(main):
             code = 2 if error.errno in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EPERM) else 1
         except KeyboardInterrupt:
             message, code = "interrupted; files already written are whole", 130
-        script = Path(main.__globals__.get("__file__", "kosimcse")).name
+        script = Path(main.__code__.co_filename)
+        script = script.parent.name if script.stem == "__main__" else script.name  # python -m recipes
         print(f"{script}: error: {message}", file=sys.stderr)
         raise SystemExit(code)
 

@@ -7,6 +7,7 @@ rows are grouped.
 import codecs
 import contextlib
 import csv
+import errno
 import gzip
 import itertools
 import json
@@ -18,7 +19,6 @@ from pathlib import Path
 
 from data.errors import RunError, UserError, first_line
 
-FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 UNITS = {".json": "entry", ".parquet": "row"}  # how a record's number is called; elsewhere it is a line's
 CHUNK = 1 << 22  # bytes read at a time
 LONGEST = 100_000  # characters: no row of sentences is longer, but a file that lost its line ends is
@@ -36,7 +36,8 @@ def naming_path(path):
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        # numpy's know neither number nor text of their own
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
 
 
 def require_files(paths):
@@ -49,34 +50,12 @@ def require_files(paths):
 def file_format(path, default=".tsv"):
     """The format a file's name tells, a final .gz aside; `default` where it tells none."""
     name = str(path).lower().removesuffix(".gz")
-    return next((suffix for suffix in FORMATS if name.endswith(suffix)), default)
+    return next((suffix for suffix in READERS if name.endswith(suffix)), default)
 
 
 def place(path, number):
     """'file, line 7' (row or entry where the format has no lines); the file alone where there is no number."""
     return str(path) if number is None else f"{path}, {UNITS.get(file_format(path), 'line')} {number}"
-
-
-def read_records(path, encoding, on_bad, kind):
-    """The records of a file of format `kind` (see FORMATS), lazily.
-
-    Args:
-        path: the file; gzip is recognised by its content.
-        encoding: of text files.
-        on_bad: called as on_bad(number, record, reason, message) for what is no record; it raises or returns, and
-            then the record is left out.
-        kind: one of FORMATS.
-
-    Yields:
-        (number, record): numbers count from 1. A record is a list of strings (.tsv, .csv, .txt), surrounding
-        blanks stripped, or a dict (.jsonl, .json, .parquet).
-
-    Raises:
-        UserError: the file is missing, or as a whole not in `encoding` or not of its format.
-    """
-    require_files([path])
-    readers = {".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".txt": _txt}
-    return readers[kind](path, encoding, on_bad)
 
 
 @contextlib.contextmanager
@@ -176,6 +155,11 @@ def _txt(path, encoding, on_bad):
     for number, line in _lines(path, encoding, on_bad):
         if not line.isspace() and line:
             yield number, [line.strip()]
+
+
+# Each yields (number from 1, record) lazily; a record is a list of strings, surrounding blanks stripped, or a dict.
+# What is none goes to on_bad(number, record, reason, message), which raises or returns: then it is left out.
+READERS = {".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".txt": _txt}
 
 
 def read_json(path, encoding="utf-8", kind=dict):
@@ -281,7 +265,7 @@ def _chunks(path, encoding):
 
 def _check_start(path, content, encoding):
     """Refuse what the first bytes show to be something else."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not encoding.lower().startswith(("utf-16", "utf16", "utf-32")):
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
     if content.startswith(b"PK\x03\x04"):
         raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")

@@ -21,7 +21,7 @@ def fetch_folder(name, weights=True):
 
     Raises:
         UserError: neither a folder nor an id the hub knows.
-        RunError: the hub does not answer within seconds and the cache does not have the model.
+        RunError: the hub does not answer within seconds and the cache does not have the model, or it is gated.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -29,7 +29,7 @@ def fetch_folder(name, weights=True):
         raise UserError(f"{name}: no such file or folder")
 
     from huggingface_hub import HfApi, snapshot_download  # half a second, and most runs need no hub
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
@@ -54,6 +54,11 @@ def fetch_folder(name, weights=True):
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # not the hub's fault
             raise
+        if isinstance(error, GatedRepoError):
+            raise RunError(
+                f"{name}: the Hugging Face hub hands this model out only to those whom its owner lets in; ask for "
+                "access on its page, then log in with `hf auth login`"
+            ) from None
         raise RunError(
             f"{name}: no such folder here, and the Hugging Face hub cannot be reached for a model of that name "
             f"({type(failure or error).__name__}); on a machine that reaches it run "

@@ -19,7 +19,7 @@ SCORE = re.compile(r"\d(\.\d+)?")
 
 NLI = Layout(
     (("premise", "sentence1"), ("hypothesis", "sentence2"), ("gold_label", "label")),
-    accepts=lambda values: values[2] in LABELS,
+    accepts=lambda values: str(values[2]) in LABELS,  # str: a .jsonl may hold anything
 )
 TRIPLETS = Layout(
     (
@@ -27,7 +27,7 @@ TRIPLETS = Layout(
         ("positive", "entailment", "sent1", "pos"),
         ("negative", "contradiction", "hard_neg", "neg"),
     ),
-    accepts=lambda values: values[2] not in LABELS and not SCORE.fullmatch(str(values[2])),
+    accepts=lambda values: str(values[2]) not in LABELS and not SCORE.fullmatch(str(values[2])),
 )
 
 

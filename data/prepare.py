@@ -5,6 +5,7 @@ python -m data.prepare mine.csv --columns question good bad --clean --output tri
 """
 
 import argparse
+import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -93,8 +94,8 @@ class File:
         return " | ".join(_short(self.sentences[i]) for i in row)
 
 
-def print_file(file):
-    """What one file holds."""
+def print_file(file, seed):
+    """What one file holds; the seed is that of the pairing."""
     n = len(file.rows)
     left_out = sum(file.dropped.counts.values())
     print(f"{file.path}: {file.kind}")
@@ -110,8 +111,8 @@ def print_file(file):
         counts = np.bincount(file.values, minlength=3)
         print("  labels: " + ", ".join(f"{label} {counts[code]:,}" for label, code in LABELS.items()))
         print(f"  distinct premises {len(np.unique(file.rows[:, 0])):,}")
-        counts = ", ".join(f"{len(file.corpus.pair(pairing)[0]):,} with --pairing {pairing}" for pairing in PAIRINGS)
-        print(f"  triplets: {counts}")
+        counts = {pairing: len(file.corpus.pair(pairing, seed)[0]) for pairing in PAIRINGS}
+        print("  triplets: " + ", ".join(f"{n:,} with --pairing {pairing}" for pairing, n in counts.items()))
     if file.kind == "scored pairs":
         print_scores(file)
     whole = file.rows if file.values is None else np.column_stack([file.rows, file.values])
@@ -190,22 +191,6 @@ def print_lengths(files, tokenizer, max_len):
         print(f"  {label:>8} {count:>10,} {'#' * round(BAR * count / counts.max())}".rstrip())
 
 
-def write_table(path, names, rows):
-    """Write rows of values as .tsv (no header) or .parquet."""
-    if file_format(path) == ".parquet":
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise RunError(f"{path}: Parquet files need one more package: pip install pyarrow") from None
-        with write_atomically(path) as file:
-            parquet.write_table(pyarrow.table(dict(zip(names, map(list, zip(*rows))))), file)
-        return
-    with write_atomically(path) as file:
-        for row in rows:
-            file.write(("\t".join(map(str, row)) + "\n").encode())
-
-
 def parse_flags(argv):
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare", description=__doc__.splitlines()[0], formatter_class=flags.HelpFormatter
@@ -229,6 +214,8 @@ def check_output(path):
         raise UserError(f"--output {path}: is there already; name another file, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: no folder {path.parent}")
+    if file_format(path) == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise RunError(f"{path}: Parquet files need one more package: pip install pyarrow")
 
 
 @one_sentence_errors
@@ -242,7 +229,7 @@ def main(argv=None):
     files = []
     for path in args.files:
         files.append(File(path, args.encoding, args.columns, skip, args.clean))
-        print_file(files[-1])
+        print_file(files[-1], args.seed)
     kinds = sorted({"triplets" if file.kind in FOR_TRAINING else file.kind for file in files})
     if args.output and len(kinds) > 1:
         raise UserError(f"--output: the files are of different kinds ({', '.join(kinds)}); prepare them apart")
@@ -268,21 +255,25 @@ def main(argv=None):
 
 
 def write_output(path, files, triplets):
-    """Write the triplets, or the rows of files that are all of one other kind."""
+    """Write the triplets, or the rows of files that are all of one other kind, as .tsv (no header) or .parquet."""
+    names = [names[0] for names in LAYOUTS["triplets" if triplets else files[0].kind].columns]
     if triplets:
-        names = [names[0] for names in TRIPLETS.columns]
-        rows = ([triplets.sentences[i] for i in example] for example in triplets.examples)
-        n = len(triplets.examples)
+        rows = [[triplets.sentences[i] for i in example] for example in triplets.examples]
     else:
-        names = [names[0] for names in LAYOUTS[files[0].kind].columns]
-        rows = (
+        rows = [
             [*(file.sentences[i] for i in row), *([] if file.values is None else [float(file.values[k])])]
             for file in files
             for k, row in enumerate(file.rows.tolist())
-        )
-        n = sum(len(file.rows) for file in files)
-    write_table(path, names, rows)
-    print(f"{path}: {n:,} rows of {', '.join(names)}")
+        ]
+    with write_atomically(path) as output:
+        if file_format(path) == ".parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            parquet.write_table(pyarrow.table(dict(zip(names, map(list, zip(*rows))))), output)
+        else:
+            output.writelines(("\t".join(map(str, row)) + "\n").encode() for row in rows)
+    print(f"{path}: {len(rows):,} rows of {', '.join(names)}")
 
 
 def _short(value):

@@ -1,7 +1,6 @@
 """Which columns of a table are wanted, by name or by place."""
 
 import itertools
-import operator
 import re
 import unicodedata
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 from data.dropped import Dropped
 from data.errors import UserError
-from data.files import LONGEST, file_format, place, read_records
+from data.files import LONGEST, READERS, file_format, place, require_files
 
 # Every name that a column is known by somewhere: a first line of nothing else is a header, not data.
 HEADER_WORDS = set(
@@ -41,7 +40,7 @@ class Table:
         encoding: of text files.
         columns: for each column wanted, its header name or (.tsv, .csv) its number from 1; default: known names in
             the header, or all columns of a .tsv without header. Line 1 of a .csv is its header in any case; that of
-            a .tsv is one if `columns` or known names are in it.
+            a .tsv is one if `columns` or known names are in it (with bad rows skipped: of the first that may be a row).
         dropped: a `Dropped`.
         default: the format of a file whose name tells none.
 
@@ -61,24 +60,24 @@ class Table:
         def on_bad(number, record, reason, message):
             self.dropped.bad(path, number, record, reason, message)
 
-        self._records = read_records(path, encoding, on_bad, self.format)
+        require_files([path])
+        self._records = READERS[self.format](path, encoding, on_bad)
         self._head = list(itertools.islice(self._records, HEAD))
         if not self._head:
             raise UserError(f"{path}: {self._nothing('the file is empty')}")
-        self._first = self._head[0]
-        self.header = self._find_header(columns)
-        fitting = self._fit(columns)  # [(kind, picked columns)]
-        while not fitting and self.dropped.skip and not (self.header or columns):
+        while True:
+            self._first = self._head[0]
+            self.header = self._find_header(columns)
+            if fitting := self._fit(columns):  # [(kind, picked columns)]
+                break
+            if not self.dropped.skip or self.header or columns:
+                self._refuse(columns)
             self.dropped.add(path, *self._first, "wrong number of columns")
             self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
             if not self._head:
                 raise UserError(f"{path}: {self._nothing('')}")
-            self._first = self._head[0]
-            fitting = self._fit(columns)
-        if not fitting:
-            self._refuse(columns)
         if self._is_list and self.header:
-            self._head = self._head[1:]
+            self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
             if not self._head:
                 raise UserError(f"{path}: {self._nothing('holds no rows')}")
         widest = max(len(picked) for _, picked in fitting)
@@ -112,18 +111,14 @@ class Table:
                 yield number, values
 
     def _list_rows(self, records, on_bad):
-        width = len(self.header) if self.header else self._width
-        picked = self._picked
-        if picked == list(range(width)):
-            pick = None
-        else:
-            pick = operator.itemgetter(*picked) if len(picked) > 1 else lambda fields: [fields[picked[0]]]
+        width, picked = self._width, self._picked
+        whole = picked == list(range(width))
         may_hold_tabs = self.format in (".csv", ".txt")
         for number, fields in records:
             if len(fields) != width:
                 on_bad(self.path, number, fields, "wrong number of columns", self._wrong_columns(fields, width))
                 continue
-            values = fields if pick is None else pick(fields)
+            values = fields if whole else [fields[i] for i in picked]
             yield number, [_one_line(value) for value in values] if may_hold_tabs else values
 
     def _dict_rows(self, records, on_bad):
@@ -203,8 +198,7 @@ class Table:
         if not self._is_list:
             rows = [[_look_up(record, name) for name in picked] for _, record in self._head]
         else:
-            width = len(self.header or self._first[1])
-            rows = [[record[i] for i in picked] for _, record in self._head if len(record) == width]
+            rows = [[record[i] for i in picked] for _, record in self._head if len(record) == self._width]
         return sum(self.layouts[kind].accepts(row) for row in rows)
 
     def _refuse(self, columns):

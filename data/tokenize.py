@@ -149,7 +149,8 @@ def cached_tokens(sentences, tokenizer, max_len):
         try:
             _write_cache(folder, tokens)
         except OSError as error:  # a cache is a convenience: a read-only home or a full disk stops nobody
-            print(f"token cache {folder.parent} not written ({error.strerror}); tokens kept in memory", file=sys.stderr)
+            reason = error.strerror or error
+            print(f"token cache {folder.parent} not written ({reason}); tokens kept in memory", file=sys.stderr)
     return tokens
 
 

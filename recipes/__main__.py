@@ -21,7 +21,7 @@ from pathlib import Path
 import evaluate
 import train
 from data import flags
-from data.download import FOLDER
+from data.download import FOLDER, KORNLI_TRAIN, KORSTS_DEV, KORSTS_TEST
 from data.errors import UserError, one_sentence_errors
 from data.files import require_files, unused_path, write_json
 from model.checkpoint import CHECKPOINT_FILE
@@ -30,14 +30,13 @@ from model.run_folder import CONFIG_FILE
 
 RECIPES = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.txt"))}
 DATA = {  # placeholder: files below the folder of KorNLU
-    "snli": ["KorNLI/snli_1.0_train.ko.tsv"],
-    "nli": ["KorNLI/snli_1.0_train.ko.tsv", "KorNLI/multinli.train.ko.tsv"],
+    "snli": KORNLI_TRAIN[:1],
+    "nli": KORNLI_TRAIN,
     "sts_train": ["KorSTS/sts-train.tsv"],
-    "sts_dev": ["KorSTS/sts-dev.tsv"],
-    "sts_test": ["KorSTS/sts-test.tsv"],
+    "sts_dev": [KORSTS_DEV],
+    "sts_test": [KORSTS_TEST],
     "sentences": [],
 }
-
 
 RECIPE_FLAGS = {  # flags of train.py that a recipe sets: what replaces them
     "--model": "--model before --",
@@ -71,6 +70,9 @@ def parse_flags(argv):
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.more = argv[end + 1 :]
+    args.output_dir = args.output_dir or Path("output") / args.name
+    for name, files in DATA.items():
+        setattr(args, name, getattr(args, name) or [str(args.kornlu / file) for file in files])
     for word in args.more:
         if instead := RECIPE_FLAGS.get(word.split("=")[0]):
             parser.error(f"{word} behind --: a recipe has its own; give {instead}")
@@ -101,20 +103,18 @@ def fill(words, values):
 
 def stages_of(args, seed):
     """[(run folder, flags for train.py)] of one training."""
-    folder = args.output_dir or Path("output") / args.name
-    folder = folder if seed is None else folder / f"seed-{seed}"
-    data = {name: getattr(args, name) or [str(args.kornlu / file) for file in files] for name, files in DATA.items()}
+    folder = args.output_dir if seed is None else args.output_dir / f"seed-{seed}"
     stages = []
     for number, (stage, words) in enumerate(read_recipe(RECIPES[args.name])):
-        if any("{sentences}" in word for word in words) and not data["sentences"]:
+        if any("{sentences}" in word for word in words) and not args.sentences:
             raise UserError(f"{args.name}: name its sentences, one a line, with --sentences FILE")
-        argv = fill(words, {**data, "previous": [str(stages[-1][0])] if stages else []})
+        argv = fill(words, {**vars(args), "previous": [str(stages[-1][0])] if stages else []})
         if args.model and number == 0:
             argv += ["--model", args.model]
         argv += [] if seed is None else ["--seed", str(seed)]
         argv += ["--resume"] if args.resume else []
         run = folder / stage
-        stages.append((run, [*argv, "--valid_data", *data["sts_dev"], "--output_dir", str(run), *args.more]))
+        stages.append((run, [*argv, "--valid_data", *args.sts_dev, "--output_dir", str(run), *args.more]))
     return stages
 
 
@@ -135,8 +135,7 @@ def main(argv=None):
             for name, value in vars(train.parse_flags(flags_of_train)).items():
                 print(f"  --{name} {value}")
         return
-    test = args.sts_test or [str(args.kornlu / file) for file in DATA["sts_test"]]
-    require_files(test)
+    require_files(args.sts_test)
     for stages in trainings:
         previous = None
         for run, flags_of_train in stages:
@@ -146,12 +145,12 @@ def main(argv=None):
             train.main(flags_of_train)
             previous = run
     runs = [str(stages[-1][0]) for stages in trainings]
-    scores = (args.output_dir or Path("output") / args.name) / "scores.json"
+    scores = args.output_dir / "scores.json"
     if scores.exists():
         kept = unused_path(scores.parent, "scores-{}.json")
         scores.rename(kept)
         print(f"{scores} was there; it is kept as {kept}", file=sys.stderr)
-    evaluate.main(["--model", *runs, "--test_data", *test, "--json", str(scores)])
+    evaluate.main(["--model", *runs, "--test_data", *args.sts_test, "--json", str(scores)])
     if len(runs) > 1:
         summarise(scores)
 

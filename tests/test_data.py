@@ -14,6 +14,7 @@ import pytest
 
 from data.dropped import Dropped
 from data.errors import UserError
+from data.files import write_atomically
 from data.nli import LABELS, read_triplets
 from data.sentences import read_pairs, read_sentences
 from data.sts import read_sts
@@ -194,6 +195,7 @@ BAD_ROWS = {
     + [
         '{"anchor": "\\ud800", "positive": "나", "negative": "다"}',
         '{"anchor": null, "positive": "나", "negative": "다"}',
+        '{"anchor": "가", "positive": ["나"], "negative": ["다"]}',
     ],
 }
 HEADERS = {"t.tsv": "anchor\tpositive\tnegative", "t.csv": "anchor,positive,negative"}
@@ -228,6 +230,27 @@ def test_bad_rows_stop_with_file_and_line_or_are_kept_in_a_file(name, tmp_path, 
     for record, row in zip(rejected, bad):
         if isinstance(record["row"], str):
             assert record["row"] == row
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("t.tsv", "\nanchor\tpositive\tnegative\n가\t나\t다\n"),
+        ("t.tsv", "\n" * 99 + "anchor\tpositive\tnegative\n가\t나\t다\n"),
+        ("t.jsonl", '{}\n{"anchor": "가", "positive": "나", "negative": "다"}\n'),
+    ],
+)
+def test_a_header_is_found_behind_rows_that_are_left_out(name, text, tmp_path):
+    dropped = Dropped(skip=True)
+    assert triplets_of([write(tmp_path / name, text)], dropped=dropped) == [("가", "나", "다")]
+    assert dropped.counts == {"wrong number of columns": 99 if text.startswith("\n" * 99) else 1}
+
+
+def test_an_error_that_has_text_alone_is_shown(tmp_path):
+    """As numpy's are, on a full disk."""
+    with pytest.raises(OSError, match="9 requested and 3 written"), write_atomically(tmp_path / "x"):
+        raise OSError("9 requested and 3 written")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_encoding_is_an_error_even_where_bad_rows_are_skipped(tmp_path):
@@ -411,7 +434,8 @@ def test_utf16_says_so(tmp_path):
     for encoding in ("utf-8", "cp949"):
         with pytest.raises(UserError, match="this is UTF-16; add --encoding utf-16"):
             read_triplets([path], encoding=encoding)
-    assert triplets_of([path], encoding="utf-16") == [("가", "나", "다")]
+    for name in ("utf-16", "UTF_16", "u16"):
+        assert triplets_of([path], encoding=name) == [("가", "나", "다")]
 
 
 KORNLI_ROWS = {"xnli.dev.ko.tsv": 2490, "xnli.test.ko.tsv": 5010, "snli_1.0_train_sample.ko.tsv": 984}

@@ -34,7 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.faults, self.requests = [], []
+        self.faults, self.requests, self.at_end = [], [], threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/mirror"
 
     def handle_error(self, request, client_address):
@@ -73,19 +73,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == "stall":
             time.sleep(1.5)
         if fault == "slow":
-            time.sleep(60)
+            self.server.at_end.wait(600)
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(download, "BLOB_IDS", {name: git_blob_id(content) for name, content in CONTENT.items()})
-    monkeypatch.setattr(download, "SILENCE", 0.5)
     monkeypatch.setattr(download, "WAIT", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
+        server.at_end.set()
         server.shutdown()
 
 
@@ -136,7 +136,11 @@ def test_fetches_verifies_and_does_not_fetch_again(server, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_goes_on_after(faults, server, tmp_path):
+def test_goes_on_after(faults, server, tmp_path, monkeypatch):
+    if "stall" in faults:  # a busy machine may be as silent as the server: that then costs a try
+        monkeypatch.setattr(download, "SILENCE", 0.5)
+        monkeypatch.setattr(download, "TRIES", 100)
+        monkeypatch.setattr(download, "WAIT", 0)
     server.faults = list(faults)
     get(server, tmp_path)
     assert_whole(tmp_path)
@@ -251,8 +255,7 @@ def test_killed_in_the_middle_goes_on(server, tmp_path):
     command = [sys.executable, "-m", "data.download", "--mirror", server.url, "--output_dir", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     partial = tmp_path / f"{BIG}.partial"
-    half = len(CONTENT[BIG]) // 2
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size >= half - download.BLOCK):
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
