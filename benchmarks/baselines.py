@@ -5,7 +5,7 @@
 
 STS files: cosine Spearman x100. Groups (a file of group, sentence): every sentence asks for the others of its group
 among all sentences of the file; P@1 is how often the nearest is one, MAP the mean average precision, x100.
---static tunes word vectors alone (START from model.mini.make_start, DATA from model.mini.make_data), one training a
+--static tunes word vectors alone (START from recipes.mini.make_start, DATA from recipes.mini.make_data), one training a
 seed. Needs scikit-learn (requirements-test.txt).
 """
 
@@ -23,7 +23,7 @@ from data.files import require_files
 from data.sentences import read_pairs
 from data.sts import read_sts
 from model.checkpoint import load_encoder
-from model.mini.static import StaticEncoder
+from recipes.mini.static import StaticEncoder
 
 
 def tfidf(corpus, **how):

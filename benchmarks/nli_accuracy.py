@@ -12,6 +12,7 @@ import statistics
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
 
 from data import flags
 from data.dropped import Dropped
@@ -22,7 +23,7 @@ from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.microbatch import Encode
 from model.objectives import SBERTNLI
-from model.trainer import linear_schedule, parameter_groups
+from model.trainer import parameter_groups
 from model.utils import default_device, resolve_precision
 
 MAX_LEN, BATCH, MICRO_BATCH_TOKENS = 64, 64, 8192
@@ -40,7 +41,7 @@ def accuracy(args, sentences, train, test, seed):
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=args.lr)
     batches = np.random.default_rng(seed).permutation(len(train.rows))
     batches = np.array_split(batches, max(1, len(batches) // BATCH))[: args.max_steps]
-    schedule = linear_schedule(optimizer, len(batches) // 10, len(batches))
+    schedule = get_linear_schedule_with_warmup(optimizer, len(batches) // 10, len(batches))
     model.train()
     for batch in tqdm(batches, desc="train", unit="step", disable=None, leave=False):
         objective(encode, train.rows[batch], train.labels[batch]).backward()

@@ -19,7 +19,7 @@ from data.sts import read_sts
 from data.tokenize import tokenize
 from model.checkpoint import MINI, load_encoder, save_encoder
 from model.metrics import evaluate_sts
-from model.mini import average, make_data, make_pairs, make_start, static
+from recipes.mini import average, make_data, make_pairs, make_start, static
 from tests.conftest import SAMPLE
 
 KORSTS = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"

@@ -1,6 +1,6 @@
 """The files that mini is trained and measured on, from a folder of open Korean data.
 
-    python -m model.mini.make_data KOREAN --output DATA
+    python -m recipes.mini.make_data KOREAN --output DATA
 
 KOREAN holds sentences/, pairs/, groups/, triplets/, KorNLU/ and KLUE/; README.md beside this file names the sources.
 

@@ -1,6 +1,6 @@
 """mini before its first training step: a BERT whose word embeddings are static vectors of its pieces, the rest random.
 
-    python -m model.mini.make_start DATA/sentences.txt --output START
+    python -m recipes.mini.make_start DATA/sentences.txt --output START
 
 A piece's vector is its row of the first 256 singular directions of the pieces' positive pointwise mutual information
 (Levy, Goldberg and Dagan 2015, Improving Distributional Similarity with Lessons Learned from Word Embeddings, sections
@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModel
 from data.errors import one_sentence_errors
 from data.sentences import read_sentences
 from data.tokenize import load_tokenizer, tokenize
+from model.checkpoint import MINI
 
-MINI = Path(__file__).parent
 WINDOW = 8  # pieces on each side; a context at distance d counts d^-0.5
 FIRST = 5  # id of the first piece that is no special token
 RARE = 5  # a piece seen less often keeps its random vector

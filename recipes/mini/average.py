@@ -1,6 +1,6 @@
 """mini's weights as they are shipped: the mean of several runs' weights, in float16.
 
-    python -m model.mini.average RUN... --output model/mini
+    python -m recipes.mini.average RUN... --output model/mini
 
 Runs that start from the same weights lie in one basin, where the mean is better than its members: Wortsman et al. 2022,
 Model soups (arXiv:2203.05482).

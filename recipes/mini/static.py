@@ -18,8 +18,8 @@ class StaticEncoder:
     """The sum of a sentence's word vectors, frequent pieces weighing less: SIF (Arora, Liang and Ma 2017), a = 3e-4.
 
     Args:
-        start: a model folder whose word embeddings are the vectors (model.mini.make_start).
-        data: folder with sentences.txt, which gives the frequencies (model.mini.make_data).
+        start: a model folder whose word embeddings are the vectors (recipes.mini.make_start).
+        data: folder with sentences.txt, which gives the frequencies (recipes.mini.make_data).
     """
 
     def __init__(self, start, data):

@@ -1,6 +1,6 @@
 """Sentence pairs scored by teachers: more graded data than people have labelled.
 
-    python -m model.mini.make_pairs DATA --start START --teachers RUN... --output DATA/scored_pairs.tsv
+    python -m recipes.mini.make_pairs DATA --start START --teachers RUN... --output DATA/scored_pairs.tsv
 
 DATA and START are from make_data and make_start, a teacher is a run folder. Each sentence is paired with some that the
 teachers find near it and some at random; the score is 5 times the teachers' mean cosine, or 0 where that is negative;
@@ -21,8 +21,8 @@ from data.files import write_atomically
 from data.sentences import read_sentences
 from data.sts import read_sts
 from model.checkpoint import load_encoder
-from model.mini.make_data import key
-from model.mini.static import StaticEncoder
+from recipes.mini.make_data import key
+from recipes.mini.static import StaticEncoder
 
 STATIC_WEIGHT = 0.3  # chosen on KorSTS dev from 0.2, 0.3 and 0.4
 NEAREST = 60  # partners are drawn from so many, the nearer the likelier

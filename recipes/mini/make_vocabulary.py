@@ -1,6 +1,6 @@
 """Train mini's vocabulary: SentencePiece's Unigram model, written as a Hugging Face `tokenizer.json`.
 
-    python -m model.mini.make_vocabulary SENTENCES.txt... --output model/mini
+    python -m recipes.mini.make_vocabulary SENTENCES.txt... --output model/mini
 
 The exact call, the data and their licences stand in README.md beside this file.
 """
