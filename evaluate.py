@@ -54,7 +54,7 @@ def main(argv=None):
     dropped.report(".")
     if args.json:
         check_json_path(Path(args.json), args.test_data)
-    results = []
+    results, several = [], len(test_sets) > 1
     for name in args.model:
         dims = args.dim and [args.dim]
         encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer, dims=dims).to(args.device)
@@ -64,10 +64,14 @@ def main(argv=None):
 
         for file, pairs in test_sets:
             scores = evaluate_sts(encode, [*pairs.sentences1, *pairs.sentences2], pairs.scores)
-            if not results:
-                print_header(len(test_sets) > 1)
+            if not results:  # a Markdown table, columns as in the README
+                print("| Model |" + " Data |" * several + "".join(f" {column} |" for column in COLUMNS))
+                print("|---|" + "---|" * several + ":---:|" * len(COLUMNS), flush=True)
             results.append({"model": name, "data": file, "rows": len(pairs.scores), **scores})
-            print_row(results[-1], len(test_sets) > 1)
+            cells = [name, *[file] * several, *(f"{scores[key]:.2f}" for key in ("avg", *CORRELATIONS))]
+            print("| " + " | ".join(cells) + " |", flush=True)
+            if math.isnan(scores["avg"]):
+                print("nan: the model gives every pair the same similarity", file=sys.stderr)
             if args.json:
                 write_json(args.json, [json_ready(result) for result in results])
 
@@ -82,20 +86,6 @@ def check_json_path(path, test_data):
         raise UserError(f"--json {path}: is not an ordinary file; name another")
     if path.suffix != ".json":
         raise UserError(f"--json {path}: expected a name that ends in .json")
-
-
-def print_header(with_data):
-    """The head of a Markdown table, columns as in the README."""
-    print("| Model |" + " Data |" * with_data + "".join(f" {column} |" for column in COLUMNS))
-    print("|---|" + "---|" * with_data + ":---:|" * len(COLUMNS), flush=True)
-
-
-def print_row(result, with_data):
-    cells = [result["model"]] + [result["data"]] * with_data
-    cells += [f"{result[name]:.2f}" for name in ("avg", *CORRELATIONS)]
-    print("| " + " | ".join(cells) + " |", flush=True)
-    if math.isnan(result["avg"]):
-        print("nan: the model gives every pair the same similarity", file=sys.stderr)
 
 
 if __name__ == "__main__":

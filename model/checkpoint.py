@@ -63,17 +63,46 @@ def load_encoder(
             where random ones are wanted.
         RunError: the hub cannot be reached.
     """
-    path, how = Path(name), (pooling, max_len, tokenizer, dropout, training, dims)
+    path = Path(name)
     source = MINI if str(name) == "mini" else path if path.is_file() else fetch_folder(name, not random_weights)
     if (source / MODEL_FOLDER / SETTINGS_FILE).is_file():
         source = source / MODEL_FOLDER
     elif source.is_dir() and not (source / "config.json").is_file() and (source / CHECKPOINT_FILE).is_file():
         source = source / CHECKPOINT_FILE
     if source.is_dir():
-        return _load_folder(source, *how, random_weights)
-    if random_weights:
+        weights, (saved, folder, ours) = None, _folder_settings(source)
+    elif random_weights:
         raise UserError(f"--random_weights: {source} is one file of weights; name a model folder or hub id")
-    return _load_file(source, *how)
+    else:
+        (weights, saved), folder, ours = _read_pt(source), None, True
+    config = _read_config(source, folder, saved)
+    pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
+    before = (saved.get("pooling", pooling), saved.get("max_len", max_len))
+    if training and not random_weights and before != (pooling, max_len):
+        print(
+            f"{source} was trained with --pooling {before[0]} --max_len {before[1]}; "
+            f"this training goes on with --pooling {pooling} --max_len {max_len}",
+            file=sys.stderr,
+        )
+    make = _backbone_class(source, config, ours)
+    _check_architecture(source, config, make, pooling, max_len, dims)
+    tokenizer = _own_tokenizer(source, folder, saved, tokenizer)
+    if dropout is not None:
+        for dropout_name in DROPOUT_NAMES:
+            if hasattr(config, dropout_name):
+                setattr(config, dropout_name, dropout)
+    if random_weights:
+        backbone = _encoder_alone(make(config))
+    else:
+        backbone = _load_backbone(source, folder, config, weights, pooling, training, ours)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer's vocabulary ({len(tokenizer):,}) is larger than the model's "
+            f"({config.vocab_size:,}); with --tokenizer name the one it was trained with"
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{source}: the tokenizer has no padding token; with --tokenizer name the model's own")
+    return SentenceEncoder(backbone, tokenizer, pooling, max_len).eval()
 
 
 def save_encoder(encoder, run_folder):
@@ -92,7 +121,10 @@ def save_encoder(encoder, run_folder):
             encoder.bert.save_pretrained(building)
         settings = {"pooling": encoder.pooling, "max_len": encoder.max_len}
         (building / SETTINGS_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        _sync(building)
+        for file in building.iterdir():
+            shutil.copymode(building / SETTINGS_FILE, file)  # safetensors makes files that nobody else may read
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
         weights = {f"bert.{key}": value.cpu() for key, value in encoder.bert.state_dict().items()}
         extra = {"config": encoder.bert.config.to_json_string(), **settings, "tokenizer_files": tokenizer_files}
@@ -116,69 +148,28 @@ def load_weights(encoder, run_folder):
     encoder.bert.load_state_dict(weights)
 
 
-def _sync(folder):
-    for file in folder.iterdir():
-        shutil.copymode(folder / SETTINGS_FILE, file)  # safetensors makes files that nobody else may read
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-
-
-def _load_file(path, pooling, max_len, tokenizer, dropout, training, dims):
-    """Our `nli_checkpoint.pt`, or the published one."""
-    weights, saved = _read_pt(path)
-    if saved:
-        try:
-            config = AutoConfig.for_model(**json.loads(saved["config"]))
-        except Exception as error:  # of many kinds
-            raise UserError(f"{path}: its configuration cannot be used ({first_line(error)})") from None
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(saved["config"], encoding="utf-8")
-            for name, content in saved["tokenizer_files"].items():
-                (Path(folder) / Path(name).name).write_bytes(content)
-            tokenizer = _own_tokenizer(path, folder, tokenizer)
-    else:
-        config = BertConfig(**KOBERT_CONFIG)
-        try:
-            tokenizer = load_tokenizer(tokenizer or KOBERT_HUB_ID)
-        except RunError as error:
-            raise RunError(
-                f"{path} holds weights only; name its tokenizer with --tokenizer FILE, FOLDER or ID (in the demo: the "
-                f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
-            ) from None
-    pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
-    _say_what_changes(path, saved, pooling, max_len, training)
-    _check_architecture(path, config, _backbone_class(path, config, True), pooling, max_len, dims)
-    _set_dropout(config, dropout)
-    backbone = _load_backbone(path, None, config, weights, pooling, training, ours=True)
-    return _assemble(path, backbone, tokenizer, pooling, max_len)
-
-
-def _load_folder(folder, pooling, max_len, tokenizer, dropout, training, dims, random_weights):
-    """A folder of ours, of Hugging Face, or of sentence-transformers."""
+def _folder_settings(folder):
+    """(what was saved with a folder's model, the folder of its transformer, whether it is we who saved it)."""
     if (folder / "train_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: this run was stopped before its first checkpoint; train again")
-    saved, backbone_folder = {}, folder
-    ours = (folder / SETTINGS_FILE).is_file()
-    if ours:
-        saved = read_json(folder / SETTINGS_FILE)
-    elif (folder / "modules.json").is_file():
-        backbone_folder, saved = _sentence_transformers_settings(folder)
+    if (folder / SETTINGS_FILE).is_file():
+        return read_json(folder / SETTINGS_FILE), folder, True
+    if (folder / "modules.json").is_file():
+        return *_sentence_transformers_settings(folder), False
+    return {}, folder, False
+
+
+def _read_config(name, folder, saved):
+    """The configuration in `folder`; of a `.pt` (folder None) what it holds, or KoBERT's."""
+    if folder is None and not saved:
+        return BertConfig(**KOBERT_CONFIG)
     try:
-        config = AutoConfig.from_pretrained(backbone_folder, trust_remote_code=False)
+        if folder is None:
+            return AutoConfig.for_model(**json.loads(saved["config"]))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds
-        raise UserError(f"{folder}: not a model folder ({first_line(error)})") from None
-    pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
-    if not random_weights:
-        _say_what_changes(folder, saved, pooling, max_len, training)
-    make = _backbone_class(folder, config, ours)
-    _check_architecture(folder, config, make, pooling, max_len, dims)
-    tokenizer = _own_tokenizer(folder, backbone_folder, tokenizer)
-    _set_dropout(config, dropout)
-    if random_weights:
-        backbone = _encoder_alone(make(config))
-    else:
-        backbone = _load_backbone(folder, backbone_folder, config, None, pooling, training, ours)
-    return _assemble(folder, backbone, tokenizer, pooling, max_len)
+        what = "its configuration cannot be used" if folder is None else "not a model folder"
+        raise UserError(f"{name}: {what} ({first_line(error)})") from None
 
 
 def _backbone_class(name, config, ours):
@@ -252,19 +243,22 @@ def _load_backbone(name, folder, config, weights, pooling, training, ours):
     return _encoder_alone(backbone)
 
 
-def _say_what_changes(name, saved, pooling, max_len, training):
-    """A line where a training's flags are not how the model was trained before."""
-    before = (saved.get("pooling", pooling), saved.get("max_len", max_len))
-    if training and before != (pooling, max_len):
-        print(
-            f"{name} was trained with --pooling {before[0]} --max_len {before[1]}; "
-            f"this training goes on with --pooling {pooling} --max_len {max_len}",
-            file=sys.stderr,
-        )
-
-
-def _own_tokenizer(name, folder, given):
+def _own_tokenizer(name, folder, saved, given):
     """The model's own tokenizer, or, where it comes without one, the one given with --tokenizer."""
+    if folder is None and not saved:
+        try:
+            return load_tokenizer(given or KOBERT_HUB_ID)
+        except RunError as error:
+            raise RunError(
+                f"{name} holds weights only; name its tokenizer with --tokenizer FILE, FOLDER or ID (in the demo: the "
+                f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
+            ) from None
+    if folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(saved["config"], encoding="utf-8")
+            for file, content in saved["tokenizer_files"].items():
+                (Path(folder) / Path(file).name).write_bytes(content)
+            return _own_tokenizer(name, folder, saved, given)
     if not has_tokenizer(folder):
         if given is None:
             raise UserError(f"{name}: comes without a tokenizer; name one with --tokenizer")
@@ -272,18 +266,6 @@ def _own_tokenizer(name, folder, given):
     if given is not None:
         print(f"{name} has its own tokenizer; {given} is not used for it", file=sys.stderr)
     return load_tokenizer(folder)
-
-
-def _assemble(name, backbone, tokenizer, pooling, max_len):
-    """The encoder in eval mode, after a look at whether tokenizer and model belong together."""
-    if len(tokenizer) > backbone.config.vocab_size:
-        raise UserError(
-            f"{name}: the tokenizer's vocabulary ({len(tokenizer):,}) is larger than the model's "
-            f"({backbone.config.vocab_size:,}); with --tokenizer name the one it was trained with"
-        )
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"{name}: the tokenizer has no padding token; with --tokenizer name the model's own")
-    return SentenceEncoder(backbone, tokenizer, pooling, max_len).eval()
 
 
 def _read_pt(path):
@@ -314,7 +296,7 @@ def _read_pt(path):
 
 
 def _sentence_transformers_settings(folder):
-    """(folder of the transformer, {"pooling", "max_len"}) of a sentence-transformers folder.
+    """({"pooling", "max_len"}, folder of the transformer) of a sentence-transformers folder.
 
     Raises:
         UserError: it does something after or beside the transformer that we do not.
@@ -340,15 +322,9 @@ def _sentence_transformers_settings(folder):
         path = kinds["Transformer"] / file
         length = read_json(path).get(key) if path.is_file() else None
         if isinstance(length, int) and 0 < length < 1_000_000:
-            return kinds["Transformer"], {**settings, "max_len": length}
-    return kinds["Transformer"], settings
-
-
-def _set_dropout(config, dropout):
-    if dropout is not None:
-        for name in DROPOUT_NAMES:
-            if hasattr(config, name):
-                setattr(config, name, dropout)
+            settings["max_len"] = length
+            break
+    return settings, kinds["Transformer"]
 
 
 @contextlib.contextmanager

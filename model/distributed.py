@@ -47,14 +47,9 @@ def share(items):
 
 
 def gather(embeddings, n):
-    """Everybody's embeddings, with their gradient.
+    """This process's share (k, d) of n embeddings into everybody's (n, d), on every process: `share` undone.
 
-    Args:
-        embeddings: (k, d), this process's share of n.
-
-    Returns:
-        (n, d) on every process: `share` undone. Its gradient flows to this process's own part; since every process
-        computes the loss of all n, none of it has to be sent.
+    The gradient flows to this process's own part; since every process computes the loss of all n, none is sent.
     """
     return embeddings if world_size() == 1 else _Gather.apply(embeddings, n)
 

@@ -59,9 +59,7 @@ def symmetric_contrastive_loss(a, b, temperature):
         a, b: (B, d) each, any scale; row i of each belongs to pair i.
         temperature: T > 0.
     """
-    similarities = F.normalize(a.float(), dim=-1) / temperature @ F.normalize(b.float(), dim=-1).T  # (B, B)
-    labels = torch.arange(len(a), device=a.device)
-    return (F.cross_entropy(similarities, labels) + F.cross_entropy(similarities.T, labels)) / 2
+    return (contrastive_loss(a, b, [], temperature) + contrastive_loss(b, a, [], temperature)) / 2
 
 
 def cosine_regression_loss(a, b, scores):

@@ -55,12 +55,9 @@ def json_ready(results):
 
 
 def evaluate_sts(encode, sentences, scores):
-    """`correlations` of n sentence pairs under any `encode`.
+    """`correlations` of n sentence pairs under any `encode`, a callable from `sentences` to (2n, d) embeddings.
 
-    Args:
-        encode: a callable from `sentences` to (2n, d) embeddings.
-        sentences: the pairs' first sentences followed by their second ones, 2n, in any form `encode` takes.
-        scores: (n,) numbers.
+    `sentences` are the pairs' first ones followed by their second ones, in any form `encode` takes.
     """
     embeddings = encode(sentences)
     n = len(scores)

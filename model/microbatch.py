@@ -39,17 +39,7 @@ def cut_by_length(lengths, max_tokens, padded=True):
 
 
 def pad(tokens, rows, pad_id, device):
-    """Rows of packed tokens as padded tensors.
-
-    Args:
-        tokens: packed sentences with `ids` and `offsets`.
-        rows: (n,) indices of sentences.
-        pad_id: the id that fills a row up.
-        device: where the tensors are put.
-
-    Returns:
-        (input_ids, attention_mask), both (n, longest) int64 on `device`.
-    """
+    """Rows (n,) of packed tokens as (input_ids, attention_mask), both (n, longest) int64 on `device`."""
     lengths = tokens.lengths_of(rows)
     columns = np.arange(lengths.max(initial=0))
     mask = columns < lengths[:, None]  # (n, longest)
@@ -88,13 +78,9 @@ class Encode:
         return autocast(self.precision, self.encoder.device)
 
     def __call__(self, rows):
-        """Embeddings of sentences, with their graph. With several processes each encodes its share.
+        """Embeddings of sentences, with their graph; with several processes each encodes its share.
 
-        Args:
-            rows: (n,) numbers of sentences, repeats allowed.
-
-        Returns:
-            (n, d) float32, in the order of `rows`, on every process.
+        `rows` are (n,) numbers of sentences, repeats allowed; of those the result is (n, d) float32, on every process.
         """
         order = np.argsort(-self.tokens.lengths_of(rows), kind="stable")
         mine = distributed.share(order)

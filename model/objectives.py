@@ -23,6 +23,7 @@ class Objective(nn.Module):
     Args:
         dims: sizes d at which embeddings are cut; the loss is the sum over them. More than one is Matryoshka
             Representation Learning (Kusupati et al. 2022, arXiv:2205.13147, equation 1, all weights 1).
+        temperature: what cosines are divided by, in the contrastive ones.
 
     Attributes:
         reads: the kind of data, see data.tasks.KINDS.
@@ -30,9 +31,9 @@ class Objective(nn.Module):
 
     reads = None
 
-    def __init__(self, dims):
+    def __init__(self, dims, temperature=None):
         super().__init__()
-        self.dims = dims
+        self.dims, self.temperature = dims, temperature
 
     def forward(self, encode, rows, labels=None):
         columns = encode(rows.T.reshape(-1)).chunk(rows.shape[1])  # k of (B, d)
@@ -56,8 +57,8 @@ class SimCSE(Objective):
     reads = "triplets"
 
     def __init__(self, dims, temperature, hard_negative_weight=1.0, same=None):
-        super().__init__(dims)
-        self.temperature, self.hard_negative_weight, self.same = temperature, hard_negative_weight, same
+        super().__init__(dims, temperature)
+        self.hard_negative_weight, self.same = hard_negative_weight, same
 
     def loss(self, columns, rows, labels):
         anchors, positives, *negatives = columns
@@ -91,31 +92,22 @@ class UnsupervisedSimCSE(Objective):
     reads = "sentences"
 
     def __init__(self, dims, temperature):
-        super().__init__(dims)
-        self.temperature = temperature
+        super().__init__(dims, temperature)
         self.head = nn.Sequential(nn.Linear(max(dims), max(dims)), nn.Tanh())
 
     def forward(self, encode, rows, labels=None):
         return super().forward(encode, rows.repeat(2, axis=1))
 
     def loss(self, columns, rows, labels):
-        first, second = (self._head(column) for column in columns)
+        layer, dim = self.head[0], columns[0].shape[1]
+        first, second = (F.linear(x, layer.weight[:dim, :dim], layer.bias[:dim]).tanh() for x in columns)
         return contrastive_loss(first, second, [], self.temperature)
-
-    def _head(self, x):
-        layer, tanh = self.head
-        dim = x.shape[1]
-        return tanh(F.linear(x, layer.weight[:dim, :dim], layer.bias[:dim]))
 
 
 class Pairs(Objective):
     """In-batch contrastive learning from pairs of paraphrases, in both directions."""
 
     reads = "pairs"
-
-    def __init__(self, dims, temperature):
-        super().__init__(dims)
-        self.temperature = temperature
 
     def loss(self, columns, rows, labels):
         return symmetric_contrastive_loss(*columns, self.temperature)
@@ -129,7 +121,7 @@ class SBERTNLI(Objective):
 
     reads = "labelled pairs"
 
-    def __init__(self, dims):
+    def __init__(self, dims, temperature=None):
         super().__init__(dims)
         self.classifiers = nn.ModuleDict({str(dim): nn.Linear(3 * dim, 3) for dim in dims})
 
@@ -163,8 +155,7 @@ class MaskedLM(nn.Module):
     Devlin et al. 2019 (arXiv:1810.04805), section 3.1. The loss is the mean over a process's own guesses.
 
     Args:
-        hidden: size of the token states.
-        tokenizer: gives [MASK], the vocabulary's size and what is never hidden.
+        encoder: the SentenceEncoder to be trained; its tokenizer says what is never hidden.
 
     Raises:
         UserError: the tokenizer has no mask token.
@@ -172,13 +163,15 @@ class MaskedLM(nn.Module):
 
     reads = "sentences"
 
-    def __init__(self, hidden, tokenizer):
+    def __init__(self, encoder):
         super().__init__()
+        tokenizer = encoder.tokenizer
         if tokenizer.mask_token_id is None:
             raise UserError("mlm: this model's tokenizer has no mask token; train it with other objectives")
         self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
         self.register_buffer("special", torch.tensor(sorted(tokenizer.all_special_ids)), persistent=False)
-        self.transform = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.LayerNorm(hidden))
+        size = encoder.bert.get_input_embeddings().weight.shape[1]  # ELECTRA's and ALBERT's may be below `dim`
+        self.transform = nn.Sequential(nn.Linear(encoder.dim, size), nn.GELU(), nn.LayerNorm(size))
         self.bias = nn.Parameter(torch.zeros(self.vocabulary))
 
     def forward(self, encode, rows, labels=None):
@@ -215,15 +208,13 @@ def make_objective(name, encoder, tokens, dims, temperature, hard_negative_weigh
     Raises:
         UserError: the tokenizer has no mask token (mlm).
     """
-    if name == "simcse":
+    if name == "mlm":
+        objective = MaskedLM(encoder)
+    elif name == "simcse":
         same = same_tokens(tokens) if mask_duplicates else None
         objective = SimCSE(dims, temperature, hard_negative_weight, same)
-    elif name in ("simcse-unsup", "pairs"):
-        objective = OBJECTIVES[name](dims, temperature)
-    elif name == "mlm":
-        objective = MaskedLM(encoder.dim, encoder.tokenizer)
     else:
-        objective = OBJECTIVES[name](dims)
+        objective = OBJECTIVES[name](dims, temperature)
     return objective.to(encoder.device)
 
 

@@ -64,7 +64,8 @@ class RunFolder:
         self.state = None if step is None else self.states.load(step)
         if self._writes:
             # a run that was killed before its first state is begun again in its place
-            begun = resume and not differences and self._best_step() == 0
+            metrics = self.path / METRICS_FILE
+            begun = resume and not differences and (not metrics.is_file() or read_json(metrics).get("step") == 0)
             self._prepare(begun or step is not None, config)
         self.board = None
         if tensorboard and self._writes:
@@ -79,8 +80,12 @@ class RunFolder:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if in_place:
             (self.path / REJECTED_FILE).unlink(missing_ok=True)  # will be written again
-        else:
-            self._make_way()
+        elif in_the_way := [self.path / name for name in NAMES if (self.path / name).exists()]:
+            previous = unused_path(self.path, "previous-{}")
+            previous.mkdir()
+            for path in in_the_way:
+                path.rename(previous / path.name)
+            print(f"{self.path} was in use; what was there is kept in {previous}", file=sys.stderr)
         if self.state is None:
             write_json(self.path / CONFIG_FILE, config)
         with write_atomically(self.path / LOG_FILE) as file:
@@ -114,19 +119,6 @@ class RunFolder:
         if self._writes:
             self.states.save(step, {**state, "log": (self.path / LOG_FILE).read_text(encoding="utf-8")})
 
-    def _best_step(self):
-        path = self.path / METRICS_FILE
-        return read_json(path).get("step") if path.is_file() else 0
-
-    def _make_way(self):
-        in_the_way = [self.path / name for name in NAMES if (self.path / name).exists()]
-        if in_the_way:
-            previous = unused_path(self.path, "previous-{}")
-            previous.mkdir()
-            for path in in_the_way:
-                path.rename(previous / path.name)
-            print(f"{self.path} was in use; what was there is kept in {previous}", file=sys.stderr)
-
 
 def _differences(settings, path, config):
     """What a run that is resumed has not in common with the config at `path`, in words."""
@@ -141,11 +133,7 @@ def _differences(settings, path, config):
 
 @contextlib.contextmanager
 def only_writer(path):
-    """A context in which no other training writes to a run folder; it is made if missing.
-
-    Raises:
-        UserError: another training is at work there.
-    """
+    """A context in which no other training writes to a run folder, made if missing; UserError where one does."""
     path, taken = Path(path), False
     with contextlib.ExitStack() as stack:
         if distributed.rank() == 0:

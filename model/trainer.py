@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
 
 from model import distributed
 from model.interruption import Interruption, out_of_memory_named, require_finite
@@ -98,7 +99,7 @@ def train(
     objectives = nn.ModuleList(task.objective for task in tasks)
     model = nn.ModuleDict({"encoder": encoder, "objectives": objectives})
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, fused=True)
-    schedule = linear_schedule(optimizer, warmup_steps, total_steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.broadcast(parameters)
     torch.manual_seed(seed + distributed.rank())  # dropout's
@@ -184,14 +185,3 @@ def parameter_groups(model, weight_decay):
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def linear_schedule(optimizer, warmup_steps, total_steps):
-    """The learning rate from 0 up to its value over `warmup_steps`, then linearly down to 0 at `total_steps`."""
-
-    def factor(step):
-        if step < warmup_steps:
-            return step / warmup_steps
-        return (total_steps - step) / max(1, total_steps - warmup_steps)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,20 +1,18 @@
-"""Shared fixtures: tiny random encoders made on the spot, a KoBERT-like vocabulary, the optional real data."""
+"""Shared fixtures: tiny random encoders made on the spot, a KoBERT-like vocabulary, the optional real data.
+
+Fixtures import what they need, so that the process which only hands out tests to others (pytest-xdist) starts at once.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
-import sentencepiece
-import torch
-from transformers import BertConfig, BertModel
 
-from data.kobert_tokenizer import SPECIAL_TOKENS, KoBERTTokenizer
-
+# of this process and those it starts, before torch reads it: tiny models need no more, and threads survive no fork
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("KOSIMCSE_SHARED", ROOT.parent / "shared")).resolve()
-
-torch.set_num_threads(1)  # tiny models gain nothing from more, and two threads on busy cores wait for each other
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +39,28 @@ def sample_sentences():
 
 
 @pytest.fixture(scope="session")
+def few_pairs(tmp_path_factory):
+    """A file of 40 scored pairs, for tests that only have to get through an evaluation."""
+    path = tmp_path_factory.mktemp("sts") / "few_pairs.tsv"
+    lines = (SAMPLE / "valid_sts.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:40]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def vocabulary_files(tmp_path_factory, sample_sentences):
     """(original, hub): one tiny vocabulary in the two layouts in which KoBERT's circulates."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    from data.kobert_tokenizer import SPECIAL_TOKENS
+
     folder = tmp_path_factory.mktemp("vocabulary")
     common = {"model_type": "unigram", "minloglevel": 2, "hard_vocab_limit": False, "character_coverage": 1.0}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sample_sentences), model_prefix=str(folder / "original"), vocab_size=1500, **common
     )
     # The hub's layout: the same pieces and scores, reordered as the model's ids are
-    from sentencepiece import sentencepiece_model_pb2
-
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString((folder / "original.model").read_bytes())
     pieces = {piece.piece: piece for piece in proto.pieces}
@@ -74,6 +84,11 @@ def vocabulary_files(tmp_path_factory, sample_sentences):
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory, vocabulary_files):
     """A Hugging Face folder: a random BERT of 2 layers x 32 with a KoBERT-like vocabulary."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from data.kobert_tokenizer import KoBERTTokenizer
+
     folder = tmp_path_factory.mktemp("tiny_bert")
     tokenizer = KoBERTTokenizer.from_pretrained(vocabulary_files[1])
     torch.manual_seed(0)

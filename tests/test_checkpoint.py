@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import stat
 
 import pytest
@@ -127,8 +128,7 @@ def test_sentence_transformers_folder(pooling, tiny_bert, tmp_path, sample_sente
 
 def old_sentence_transformers_folder(tiny_bert, folder, pooling_config, extra_modules=()):
     """The layout of version 2, which most folders on the hub have: the backbone at the top."""
-    load_encoder(tiny_bert).bert.save_pretrained(folder)
-    load_encoder(tiny_bert).tokenizer.save_pretrained(folder)
+    shutil.copytree(tiny_bert, folder, dirs_exist_ok=True)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling_config))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')

@@ -1,16 +1,19 @@
 """Several processes: gloo on the CPU, forked from this one; and by the real torchrun."""
 
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 import train
 from data.errors import RunError, UserError
@@ -25,7 +28,17 @@ from model.run_folder import only_writer
 from model.states import States
 from tests.conftest import ROOT, SAMPLE
 
+# of each pytest-xdist worker its own, below those that the system gives to others
+PORTS = itertools.count(20_000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 HANGING = 600  # seconds: processes that wait for each other for ever are killed, those of a slow machine are not
+
+
+def is_free(port):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def on_processes(world, function):
@@ -33,8 +46,7 @@ def on_processes(world, function):
 
     An exception is exit code 1 with its traceback on stderr; one that hangs is killed.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = next(filter(is_free, PORTS))
     children = []
     for rank in range(world):
         child = os.fork()
@@ -44,6 +56,7 @@ def on_processes(world, function):
                 environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
                 os.environ.update({name: str(value) for name, value in environment.items()})
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                tqdm.set_lock(threading.RLock())  # its own could be held by a thread that is no more
                 function(rank)
                 code = 0
             except SystemExit as exit:
@@ -141,15 +154,15 @@ def test_encode_is_split_and_whole_again(tiny_bert, sample_sentences):
 
 
 @pytest.fixture
-def train_flags(tiny_bert, tmp_path):
+def train_flags(tiny_bert, tmp_path, few_pairs):
     return [
         *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "66"),
-        *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--epochs", "1", "--eval_steps", "3", "--lr", "1e-3"),
+        *("--valid_data", str(few_pairs), "--epochs", "1", "--eval_steps", "3", "--lr", "1e-3"),
         *("--pooling", "mean", "--dropout", "0", "--precision", "fp32"),
     ]
 
 
-def test_a_whole_training_by_torchrun(train_flags, tmp_path):
+def test_a_whole_training_by_torchrun(train_flags, tmp_path, capfd):
     """The README's command: the result of one process, one log, one line each; and it resumes."""
     train.main([*train_flags, "--output_dir", str(tmp_path / "one")])
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
@@ -164,15 +177,17 @@ def test_a_whole_training_by_torchrun(train_flags, tmp_path):
     assert len((tmp_path / "two" / "log.csv").read_text().splitlines()) == len(
         (tmp_path / "one" / "log.csv").read_text().splitlines()
     )
-    result = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=HANGING)
-    assert result.returncode == 0 and result.stderr.count("going on after step 7") == 1, result.stderr
+    resumed = [*train_flags, "--output_dir", str(tmp_path / "two"), "--resume"]
+    assert on_processes(2, lambda rank: train.main(resumed)) == [0, 0]
+    assert capfd.readouterr().err.count("going on after step 7") == 1
 
 
-def test_sigterm_to_torchrun_saves_a_state_and_resumes(train_flags, tmp_path):
+def test_sigterm_to_torchrun_saves_a_state_and_resumes(train_flags, tmp_path, capfd):
     """What Slurm sends: torchrun passes it on, and its own exit code is 1."""
-    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
-    command += ["train.py", *train_flags, "--epochs", "8", "--output_dir", str(tmp_path), "--resume"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py")]
+    argv = [*train_flags, "--epochs", "8", "--output_dir", str(tmp_path), "--resume"]
+    environment = {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(HANGING)}  # then it kills
+    with subprocess.Popen([*command, *argv], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         before = []
         for line in process.stderr:
             before.append(line)
@@ -185,9 +200,9 @@ def test_sigterm_to_torchrun_saves_a_state_and_resumes(train_flags, tmp_path):
     assert after.count("SIGTERM: stopping after this step") == 2 and "its state saved in" in after
     newest = States(tmp_path / "state").newest()
     assert 3 <= newest < 56
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGING)
-    assert result.returncode == 0 and f"going on after step {newest}" in result.stderr, result.stderr
-    assert "step 56: dev" in result.stderr
+    assert on_processes(2, lambda rank: train.main(argv)) == [0, 0]
+    messages = capfd.readouterr().err
+    assert f"going on after step {newest}" in messages and "step 56: dev" in messages
 
 
 def test_a_signal_to_one_process_stops_all_and_resumes(train_flags, tmp_path):

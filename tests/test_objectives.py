@@ -19,6 +19,7 @@ from data.nli import read_triplets
 from data.tasks import read_examples
 from data.tokenize import Tokens, load_tokenizer, tokenize
 from model.checkpoint import MINI, load_encoder, save_encoder
+from model.encoder import SentenceEncoder
 from model.losses import contrastive_loss, cosent_loss, cosine_regression_loss, symmetric_contrastive_loss
 from model.microbatch import Encode
 from model.objectives import (
@@ -195,13 +196,17 @@ def test_unsupervised_simcse_sees_two_dropout_masks(small):
     assert objective(Encode(encoder, tokens, 1000), rows).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_masked_language_modelling_against_a_loop(small, packed):
+@pytest.mark.parametrize("family, packed", [("bert", True), ("bert", False), ("electra", True)])
+def test_masked_language_modelling_against_a_loop(small, family, packed):
     """One sentence at a time through the plain backbone, the same tokens hidden."""
     encoder, tokens = small
+    if family == "electra":  # its word embeddings are narrower than its states
+        narrow = {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.ElectraConfig(vocab_size=len(encoder.tokenizer), **narrow, intermediate_size=64)
+        encoder = SentenceEncoder(transformers.ElectraModel(config), encoder.tokenizer, "cls")
     encoder.eval()
     encoder._packable = packed
-    objective = MaskedLM(encoder.dim, encoder.tokenizer)
+    objective = MaskedLM(encoder)
     seen = []
 
     def hide(ids):
@@ -237,7 +242,7 @@ def test_masked_language_modelling_against_a_loop(small, packed):
 
 def test_what_masked_language_modelling_hides(small):
     encoder, _ = small
-    objective = MaskedLM(encoder.dim, encoder.tokenizer)
+    objective = MaskedLM(encoder)
     torch.manual_seed(0)
     ids = torch.randint(5, 1500, (100_000,))
     ids[::10] = encoder.tokenizer.cls_token_id
@@ -286,13 +291,13 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def fit(tiny_bert, tmp_path):
+def fit(tiny_bert, few_pairs, tmp_path):
     """Train a little, by the script; the run folder."""
 
     def run(*more, name="run"):
         train.main(
             [
-                *("--model", str(tiny_bert), "--valid_data", str(SAMPLE / "valid_sts.tsv"), "--pooling", "mean"),
+                *("--model", str(tiny_bert), "--valid_data", str(few_pairs), "--pooling", "mean"),
                 *("--max_steps", "4", "--lr", "1e-3", "--eval_steps", "2", "--output_dir", str(tmp_path / name)),
                 *map(str, more),
             ]
@@ -487,7 +492,7 @@ def tiny_folder(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", BACKBONES)
-def test_every_family_trains_is_scored_and_searches(family, tmp_path, capsys):
+def test_every_family_trains_is_scored_and_searches(family, few_pairs, tmp_path, capsys):
     """train -> evaluate -> search by the real scripts; saved in both forms, loaded from both."""
     folder, (*_, poolings) = tiny_folder(family, tmp_path), BACKBONES[family]
     for pooling in poolings:
@@ -495,7 +500,7 @@ def test_every_family_trains_is_scored_and_searches(family, tmp_path, capsys):
         train.main(
             [
                 *("--model", str(folder), "--pooling", pooling, "--train_data", str(SAMPLE / "train_nli.tsv")),
-                *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--batch_size", "64", "--max_steps", "6"),
+                *("--valid_data", str(few_pairs), "--batch_size", "32", "--max_steps", "3"),
                 *("--lr", "1e-3", "--eval_steps", "3", "--output_dir", str(run), "--precision", "fp32"),
             ]
         )
@@ -505,7 +510,7 @@ def test_every_family_trains_is_scored_and_searches(family, tmp_path, capsys):
         sentences = ["비가 온다.", "환불하고 싶어요"]
         assert torch.equal(both[0].encode(sentences), both[1].encode(sentences))
         capsys.readouterr()
-        evaluate.main(["--model", str(run), "--test_data", str(SAMPLE / "test_sts.tsv")])
+        evaluate.main(["--model", str(run), "--test_data", str(few_pairs)])
         assert f"| {run} |" in capsys.readouterr().out
         SemanticSearch.main(["--model", str(run)])
         assert capsys.readouterr().out.count("Score:") == 15

@@ -20,14 +20,24 @@ from model.states import States
 from tests.conftest import ROOT, SAMPLE
 
 
-@pytest.fixture
-def train_flags(tiny_bert):
+@pytest.fixture(scope="module")
+def train_flags(tiny_bert, few_pairs):
     """16 steps; a state every second one."""
     return [
         *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "50"),
-        *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--epochs", "2", "--eval_steps", "4", "--save_steps", "2"),
+        *("--valid_data", str(few_pairs), "--epochs", "2", "--eval_steps", "4", "--save_steps", "2"),
         *("--lr", "1e-3", "--pooling", "mean", "--keep_states", "3"),
     ]
+
+
+@pytest.fixture(scope="module")
+def finished(train_flags, tmp_path_factory):
+    """The folder of a training with these flags alone: to be read, or copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOSIMCSE_CACHE", str(folder / "cache"))
+        train.main([*train_flags, "--output_dir", str(folder / "run")])
+    return folder / "run"
 
 
 @pytest.fixture
@@ -73,8 +83,8 @@ def test_killed_twenty_times():
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_resumes_to_the_same_weights(run, monkeypatch, capsys, tmp_path, number, code):
-    whole = run("whole")
+def test_a_signal_saves_and_resumes_to_the_same_weights(run, finished, monkeypatch, capsys, tmp_path, number, code):
+    whole = finished
     with monkeypatch.context() as patch:
         stop_at(5, patch, lambda: signal.raise_signal(number))
         with pytest.raises(SystemExit) as exit_info:
@@ -119,8 +129,8 @@ def test_a_signal_at_the_very_end_is_obeyed(run, monkeypatch, capsys, moment):
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "no manifest", "bad manifest"])
-def test_a_damaged_state_is_noticed(run, monkeypatch, capsys, damage):
-    whole = run("whole")
+def test_a_damaged_state_is_noticed(run, finished, tmp_path, capsys, damage):
+    whole = shutil.copytree(finished, tmp_path / "whole")
     expected = final(whole)["model"]
     newest = whole / "state" / "step-00000016.pt"
     manifest = newest.with_suffix(".json")
@@ -141,8 +151,8 @@ def test_a_damaged_state_is_noticed(run, monkeypatch, capsys, damage):
     assert_same_weights(expected, final(whole)["model"])
 
 
-def test_no_good_state_starts_anew_and_overwrites_nothing(run, capsys):
-    folder = run("run")
+def test_no_good_state_starts_anew_and_overwrites_nothing(run, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
     for state in (folder / "state").glob("*.pt"):
         state.write_bytes(b"")
     run("run", "--resume", "--seed", "2")
@@ -150,10 +160,9 @@ def test_no_good_state_starts_anew_and_overwrites_nothing(run, capsys):
     assert len(list((folder / "previous-1" / "state").glob("*.pt"))) == 3
 
 
-def test_states_after_damaged_ones_are_kept(run, monkeypatch, capsys):
+def test_states_after_damaged_ones_are_kept(run, finished, tmp_path, monkeypatch, capsys):
     """All states damaged, the run begun again and killed again: what it saved counts, what was damaged goes."""
-    whole = run("whole")
-    folder = run("run")
+    folder = shutil.copytree(finished, tmp_path / "run")
     for state in (folder / "state").glob("*.pt"):
         state.write_bytes(b"")
     (folder / "dev_metrics.json").unlink()  # killed before its first best checkpoint
@@ -165,7 +174,7 @@ def test_states_after_damaged_ones_are_kept(run, monkeypatch, capsys):
     assert not (folder / "previous-1").exists()
     run("run", "--resume")
     assert "going on after step 3" in capsys.readouterr().err
-    assert_same_weights(final(whole)["model"], final(folder)["model"])
+    assert_same_weights(final(finished)["model"], final(folder)["model"])
 
 
 def test_names_that_are_no_text(run, capsys, tmp_path):
@@ -195,13 +204,13 @@ def test_two_trainings_do_not_share_a_folder(run, monkeypatch, capsys):
     assert (folder / "previous-1").exists()
 
 
-def test_resume_without_states_overwrites_no_good_checkpoint(run, capsys):
-    folder = run("run")
+def test_resume_without_states_overwrites_no_good_checkpoint(run, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
     best = load_encoder(folder).state_dict()
     shutil.rmtree(folder / "state")  # to save space
     run("run", "--resume", "--max_steps", "2")
-    run("other")
-    shutil.rmtree(folder.parent / "other" / "state")
+    shutil.copytree(finished, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "state")
     run("other", "--resume")
     for kept in (folder / "previous-1", folder.parent / "other" / "previous-1"):
         assert_same_weights(best, load_encoder(kept).state_dict())
@@ -224,8 +233,8 @@ def test_a_second_sigterm_waits_and_a_second_ctrl_c_does_not(run, monkeypatch, t
     assert exit_info.value.code == 130 and States(tmp_path / "int" / "state").newest() == 2
 
 
-def test_resume_of_a_run_by_an_earlier_version(run, capsys):
-    folder = run("run")
+def test_resume_of_a_run_by_an_earlier_version(run, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
     config = json.loads((folder / "train_config.json").read_text())
     del config["precision"]
     (folder / "train_config.json").write_text(json.dumps(config))
@@ -234,8 +243,8 @@ def test_resume_of_a_run_by_an_earlier_version(run, capsys):
     assert exit_info.value.code == 2 and "of another version of this program" in capsys.readouterr().err
 
 
-def test_resuming_from_a_model_in_the_run_folder_is_refused(run, capsys):
-    folder = run("run")
+def test_resuming_from_a_model_in_the_run_folder_is_refused(run, finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
     with pytest.raises(SystemExit) as exit_info:
         run("run", "--resume", "--model", str(folder / "nli_checkpoint.pt"))
     assert exit_info.value.code == 2 and "is in --output_dir" in capsys.readouterr().err
@@ -272,20 +281,18 @@ def test_other_settings_are_refused(run, capsys, tmp_path):
     assert (folder / "log.csv").read_text() == log and not (folder / "previous-1").exists()
 
 
-def test_flags_that_change_nothing_may_change(run, monkeypatch):
-    whole = run("whole")
+def test_flags_that_change_nothing_may_change(run, finished, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(7, patch, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(SystemExit):
             run("stopped")
     stopped = run("stopped", "--resume", "--cache_gradients", "--save_steps", "5", "--keep_states", "1")
     assert [file.name for file in (stopped / "state").glob("*.pt")] == ["step-00000016.pt"]
-    assert_same_weights(final(whole)["model"], final(stopped)["model"])
+    assert_same_weights(final(finished)["model"], final(stopped)["model"])
 
 
-def test_the_log_goes_on(run, monkeypatch):
+def test_the_log_goes_on(run, finished, monkeypatch):
     """Rows after the state that is resumed are written again, none twice."""
-    whole = run("whole")
     with monkeypatch.context() as patch:
         stop_at(13, patch, lambda: (_ for _ in ()).throw(RuntimeError("power cut")))
         with pytest.raises(RuntimeError, match="power cut"):
@@ -293,11 +300,11 @@ def test_the_log_goes_on(run, monkeypatch):
     with (run("stopped", "--resume") / "log.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    with (whole / "log.csv").open() as file:
+    with (finished / "log.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == steps
 
 
-def test_a_full_disk_leaves_the_last_good_state(run, monkeypatch, capsys, tmp_path):
+def test_a_full_disk_leaves_the_last_good_state(run, finished, monkeypatch, capsys, tmp_path):
     """A limit on the size of files, set at step 5, is what a full disk is to the state of step 6."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -313,7 +320,7 @@ def test_a_full_disk_leaves_the_last_good_state(run, monkeypatch, capsys, tmp_pa
     message = capsys.readouterr().err.splitlines()[-1]
     assert "step-00000006.pt: the state could not be written" in message and "that of step 4" in message
     assert States(tmp_path / "run" / "state").newest() == 4
-    assert_same_weights(final(run("whole"))["model"], final(run("run", "--resume"))["model"])
+    assert_same_weights(final(finished)["model"], final(run("run", "--resume"))["model"])
 
 
 def test_not_a_number_never_reaches_the_disk(run, monkeypatch, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """The training step and loop: equal to the padded, plain one; deterministic; what a run leaves behind."""
 
 import csv
+import functools
 import gc
 import itertools
 import json
@@ -17,6 +18,7 @@ import train
 from data.errors import RunError
 from data.nli import read_triplets
 from data.tokenize import tokenize
+from model import packed as packing
 from model.attention import Group
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
@@ -26,7 +28,7 @@ from model.objectives import SimCSE
 from model.pooling import POOLINGS, states_to_pool
 from model.progress import LOG_COLUMNS
 from model.states import States
-from model.trainer import Task, linear_schedule, parameter_groups
+from model.trainer import Task, parameter_groups
 from model.trainer import train as run_training
 from model.utils import resolve_precision
 from tests.conftest import ROOT, SAMPLE
@@ -50,35 +52,47 @@ def gradients(encoder, loss):
     return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(scope="module")
+def reference_step(tiny_bert, batch):
+    """pooling -> (loss, gradients) of the reference procedure: three passes over the columns, padded to 50."""
+    encoder, sentences, _, examples = batch
+
+    @functools.cache
+    def step(pooling):
+        bert = BertModel.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+        def padded(column):
+            texts = [sentences[i] for i in examples[:, column]]
+            inputs = encoder.tokenizer(texts, padding="max_length", truncation=True, max_length=50, return_tensors="pt")
+            outputs = bert(**inputs, output_hidden_states=True)
+            states = states_to_pool(outputs, pooling)
+            if pooling == "pooler":
+                return outputs.pooler_output
+            if pooling == "cls":
+                return states[:, 0]
+            mask = inputs["attention_mask"][..., None]
+            return (states * mask).sum(1) / mask.sum(1)
+
+        loss = contrastive_loss(padded(0), padded(1), [padded(2)], 0.05)
+        return loss.item(), gradients(bert, loss)
+
+    return step
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("max_tokens, packed", [(1, True), (400, True), (100_000, True), (60, False), (100_000, False)])
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second goes dropout's way, but nothing ever falls
-def test_a_step_in_micro_batches_equals_the_padded_step(tiny_bert, batch, max_tokens, packed, pooling, dropout):
-    """The reference procedure: three passes over premises, entailments and contradictions, padded to 50."""
-    _, sentences, tokens, examples = batch
+def test_a_step_in_micro_batches_equals_the_padded_step(
+    tiny_bert, batch, reference_step, max_tokens, packed, pooling, dropout
+):
+    _, _, tokens, examples = batch
     encoder = load_encoder(tiny_bert, pooling, dropout=dropout, training=True).train()
     encoder._packable = packed
     encode = Encode(encoder, tokens, max_tokens)
     loss = simcse(encode, examples)
     ours = gradients(encoder, loss)
-
-    bert = BertModel.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-
-    def padded(column):
-        texts = [sentences[i] for i in examples[:, column]]
-        inputs = encoder.tokenizer(texts, padding="max_length", truncation=True, max_length=50, return_tensors="pt")
-        outputs = bert(**inputs, output_hidden_states=True)
-        states = states_to_pool(outputs, pooling)
-        if pooling == "pooler":
-            return outputs.pooler_output
-        if pooling == "cls":
-            return states[:, 0]
-        mask = inputs["attention_mask"][..., None]
-        return (states * mask).sum(1) / mask.sum(1)
-
-    expected_loss = contrastive_loss(padded(0), padded(1), [padded(2)], 0.05)
-    expected = gradients(bert, expected_loss)
-    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    expected_loss, expected = reference_step(pooling)
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
     assert set(ours) == {f"bert.{name}" for name in expected}
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[f"bert.{name}"], gradient, atol=1e-5, rtol=1e-3)
@@ -103,15 +117,16 @@ def test_the_last_layer_computes_first_tokens_alone(tiny_bert, batch):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, packed, precision):
+@pytest.mark.parametrize("precision, max_tokens", [("fp32", 100), ("bf16", 100), ("bf16", 10_000)])
+def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, packed, precision, max_tokens):
     _, _, tokens, examples = batch
     encoder = load_encoder(tiny_bert, dropout=0.3, training=True).train()
     encoder._packable = packed
+    assert packing.filling(int(tokens.lengths.sum())) > 0  # with max_tokens 10,000 there are tokens that fill up
     found = []
     for cache_gradients in (False, True):
         torch.manual_seed(3)
-        encode = Encode(encoder, tokens, 100, cache_gradients, precision)
+        encode = Encode(encoder, tokens, max_tokens, cache_gradients, precision)
         found.append(gradients(encoder, simcse(encode, examples)))
         after = torch.get_rng_state()
         found.append({"the next random numbers": after})
@@ -150,6 +165,28 @@ def test_bf16_is_near_fp32_and_keeps_weights_and_loss(batch):
     assert loss16.item() == pytest.approx(loss.item(), rel=0.01)
     assert (gradient16 - gradient).norm() < 0.02 * gradient.norm()
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second goes dropout's way, but nothing ever falls
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_tokens_that_fill_up_change_nothing(dropout, pooling, batch, monkeypatch):
+    _, sentences, _, examples = batch
+    encoder = load_encoder("mini", pooling, dropout=dropout, training=True).train()
+    tokens = tokenize(sentences, encoder.tokenizer, 50)
+    rows, found = examples.ravel(), []
+    n, run = tokens.lengths[rows].sum(), []
+    encoder.bert.encoder.layer[0].intermediate.register_forward_hook(lambda *of: run.append(of[2].shape[1]))
+    for more in (packing.filling, lambda n: 0):
+        monkeypatch.setattr("model.encoder.filling", more)
+        encode = Encode(encoder, tokens, 10_000, precision="bf16")
+        ((states, _),) = encode.token_states(rows, lambda ids: (ids, ids > 0))
+        embeddings = encode(rows)
+        loss = embeddings.square().mean() + states.float().square().mean()
+        named = gradients(encoder, loss).items()  # a key's bias moves all scores alike: its gradient is rounding's
+        found.append([embeddings, states.float(), *(g for name, g in named if not name.endswith("key.bias"))])
+    assert run[2:] == [n, n] and run[0] == run[1] > n and run[0] % 8 == 0 and run[0] - n <= n / 64
+    for filled, plain in zip(*found):
+        torch.testing.assert_close(filled, plain, atol=0.02 * plain.abs().max().item(), rtol=0.02)
 
 
 def test_precision(monkeypatch):
@@ -196,24 +233,6 @@ def test_cut_by_length():
     assert [lengths[cut].tolist() for cut in cut_by_length(lengths, 1000)] == [[40], [10, 10, 8], [7, 6], [5, 5], [1]]
     packed = cut_by_length(lengths, 20, padded=False)
     assert [lengths[cut].tolist() for cut in packed] == [[40], [10, 10], [8, 7], [6, 5, 5, 1]]
-
-
-def test_schedule_equals_transformers():
-    from transformers import get_linear_schedule_with_warmup
-
-    def rates(make):
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-        schedule = make(optimizer)
-        seen = []
-        for _ in range(20):
-            seen.append(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
-        return seen
-
-    for warmup in (0, 1, 5):
-        expected = rates(lambda optimizer: get_linear_schedule_with_warmup(optimizer, warmup, 20))  # noqa: B023
-        assert rates(lambda optimizer: linear_schedule(optimizer, warmup, 20)) == pytest.approx(expected)  # noqa: B023
 
 
 def test_weight_decay_spares_biases_and_layer_norms(batch):
@@ -327,10 +346,10 @@ def test_a_loss_that_is_not_a_number_stops(tiny_bert, batch):
 
 
 @pytest.fixture
-def train_flags(tiny_bert, tmp_path):
+def train_flags(tiny_bert, few_pairs, tmp_path):
     return [
         *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "50"),
-        *("--valid_data", str(SAMPLE / "valid_sts.tsv"), "--epochs", "2", "--eval_steps", "8", "--lr", "1e-3"),
+        *("--valid_data", str(few_pairs), "--epochs", "2", "--eval_steps", "8", "--lr", "1e-3"),
         *("--pooling", "mean", "--output_dir", str(tmp_path / "run")),
     ]
 
