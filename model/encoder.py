@@ -63,11 +63,10 @@ class SentenceEncoder(nn.Module):
     def collate(self, tokens, rows):
         """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
 
-        Args:
-            tokens: packed sentences; rows: (n,) indices into them, sorted by length.
+        `rows` are (n,) numbers of the packed sentences `tokens`, sorted by length.
         """
         if self.packs:
-            return self.forward_packed, pack(tokens, rows, self.device)
+            return self.forward_packed, pack(tokens, rows)
         return self, pad(tokens, rows, self.pad_id, self.device)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
@@ -79,26 +78,27 @@ class SentenceEncoder(nn.Module):
 
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
-        if self.pooling in FIRST_ALONE:
-            lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-            first_tokens = torch.from_numpy(np.cumsum(lengths) - lengths).to(ids.device)
-            states = self._run_packed(first_tokens, ids, blocks).last_hidden_state[0]  # (n, hidden)
+        first_alone = self.pooling in FIRST_ALONE
+        states = states_to_pool(self._run_packed(ids, blocks, first_alone), self.pooling)[0]
+        if first_alone:  # (n, hidden)
             return self._pool(states.unsqueeze(1))
-        states = states_to_pool(self._run_packed(None, ids, blocks), self.pooling)[0]  # (tokens, hidden)
         states = states.split([n * length for n, length in blocks])
         return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
 
     def token_states(self, ids, shape):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if isinstance(shape, list):
-            return self._run_packed(None, ids, shape).last_hidden_state[0]
+            return self._run_packed(ids, shape).last_hidden_state[0]
         return self._run_padded(None, ids, shape).last_hidden_state
 
-    def _run_packed(self, kept, ids, blocks):
+    def _run_packed(self, ids, blocks, first_alone=False):
+        """The backbone's outputs for packed tokens, or for the first of each sentence alone."""
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-        where = torch.from_numpy(positions(lengths) + position_offset(self.bert.config)).to(ids.device)
-        groups = group(lengths, self.bert.config.num_attention_heads) if self.bert.training else None
-        return self._run(input_ids=ids[None], position_ids=where[None], kept=kept, blocks=blocks, groups=groups)
+        where = positions(lengths)
+        inputs = {"kept": torch.from_numpy(np.flatnonzero(where == 0)) if first_alone else None, "blocks": blocks}
+        inputs["groups"] = group(lengths, self.bert.config.num_attention_heads) if self.bert.training else None
+        where = torch.from_numpy(where + position_offset(self.bert.config))
+        return self._run(input_ids=ids[None], position_ids=where[None], **inputs)
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):
         if self._packable:
@@ -153,7 +153,7 @@ class SentenceEncoder(nn.Module):
         order = np.argsort(-tokens.lengths, kind="stable")
         mine = distributed.share(order) if split else order
         embeddings = torch.empty(len(mine), self.dim)
-        hidden = not show_progress if show_progress is not None else (True if n < 1000 else None)
+        hidden = not show_progress if show_progress is not None else (n < 1000 or distributed.rank() > 0 or None)
         was_training = self.training
         self.eval()
         try:

@@ -40,22 +40,17 @@ def make_packable(backbone):
     return True
 
 
-def pack(tokens, rows, device):
-    """Rows of packed tokens as one row, without padding.
-
-    Args:
-        tokens: packed sentences with `ids` and `offsets`.
-        rows: (n,) indices of sentences, those of equal length beside each other.
-        device: where the ids are put.
+def pack(tokens, rows):
+    """Rows (n,) of packed tokens as one row, without padding; those of equal length are beside each other.
 
     Returns:
         (ids, blocks): (total tokens,) int64, and a list of (sentences, length), one for each length.
     """
-    lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
+    lengths = tokens.lengths_of(rows)
     ids = tokens.ids[np.repeat(tokens.offsets[rows], lengths) + positions(lengths)].astype(np.int64)
     first = np.flatnonzero(np.diff(lengths, prepend=-1))  # of each block
     counts = np.diff(first, append=len(lengths))
-    return torch.from_numpy(ids).to(device), list(zip(counts.tolist(), lengths[first].tolist()))
+    return torch.from_numpy(ids), list(zip(counts.tolist(), lengths[first].tolist()))
 
 
 def positions(lengths):

@@ -32,7 +32,7 @@ from model.run_folder import LOG_FILE, METRICS_FILE, STATES_FOLDER
 from model.states import States
 from tests.conftest import SAMPLE
 
-STEPS = 24
+STEPS = 12
 
 
 def main():
@@ -45,8 +45,9 @@ def main():
         folder = Path(folder)
         os.environ["KOSIMCSE_CACHE"] = str(folder / "cache")
         make_model(folder / "tiny")
-        lines = (SAMPLE / "valid_sts.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:40]
-        (folder / "valid.tsv").write_text("".join(lines), encoding="utf-8")
+        for name, rows in (("train_nli.tsv", 120), ("valid_sts.tsv", 40)):
+            lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+            (folder / name).write_text("".join(lines), encoding="utf-8")
         began = time.monotonic()
         finish(start(folder, "alone"))
         duration = time.monotonic() - began
@@ -96,9 +97,9 @@ def start(folder, run):
         os.dup2(log, 2)
         train.main(
             [
-                *("--model", str(folder / "tiny"), "--train_data", str(SAMPLE / "train_nli.tsv"), "--pooling", "mean"),
-                *("--valid_data", str(folder / "valid.tsv"), "--batch_size", "52", "--epochs", "3", "--lr", "1e-3"),
-                *("--eval_steps", "6", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
+                *("--model", str(folder / "tiny"), "--train_data", str(folder / "train_nli.tsv"), "--pooling", "mean"),
+                *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "30", "--epochs", "3", "--lr", "1e-3"),
+                *("--eval_steps", "4", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
             ]
         )
         code = 0
