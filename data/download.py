@@ -69,8 +69,8 @@ def blob_id(path):
 def fetch(url, partial, expected):
     """Download `url` to `partial`, whose blob id must become `expected`.
 
-    A later call goes on from what has arrived. Proxies are those of the environment
-    variables http_proxy, https_proxy, no_proxy.
+    A later call goes on from what has arrived. Proxies are those of the environment variables http_proxy, https_proxy,
+    no_proxy.
 
     Raises:
         RunError: the server refuses, stops answering, or sends something else.
@@ -158,7 +158,7 @@ def _connect(url, partial):
 
 
 def copy(source, partial, expected):
-    """Copy a file of the KorNLU repository.
+    """Copy a file of the KorNLU repository to `partial`; its blob id is to be `expected`.
 
     Raises:
         UserError: it is not the published one.

@@ -2,7 +2,7 @@
 
     python -m recipes.mini.make_data KOREAN --output DATA
 
-KOREAN holds sentences/, pairs/, groups/, triplets/, KorNLU/ and KLUE/; README.md beside this file names the sources.
+KOREAN holds sentences/, pairs/, groups/, triplets/, KorNLU/ and KLUE/; model/mini/README.md names the sources.
 
 Held out, to be measured on: paraphrase groups whose id is divisible by 10 (retrieval.tsv), and every 20th row of
 KLUE-STS train (klue_sts_heldout.tsv). A row or line with a sentence of theirs, or of KorSTS dev or test, is in no

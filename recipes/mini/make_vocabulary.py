@@ -2,7 +2,7 @@
 
     python -m recipes.mini.make_vocabulary SENTENCES.txt... --output model/mini
 
-The exact call, the data and their licences stand in README.md beside this file.
+The exact call, the data and their licences stand in model/mini/README.md.
 """
 
 import argparse
