@@ -51,9 +51,9 @@ def accuracy(args, sentences, train, test, seed):
         schedule.step()
     model.eval()
     classifier = objective.classifiers[str(encoder.dim)]
-    right = 0
+    right, parts = 0, min(20, len(test.labels))
     with torch.no_grad():
-        for rows, labels in zip(np.array_split(test.rows, 20), np.array_split(test.labels, 20)):
+        for rows, labels in zip(np.array_split(test.rows, parts), np.array_split(test.labels, parts)):
             u, v = encode(rows.T.reshape(-1)).chunk(2)
             guesses = classifier(torch.cat([u, v, (u - v).abs()], dim=1)).argmax(1).cpu().numpy()
             right += (guesses == labels).sum()

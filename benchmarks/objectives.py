@@ -65,7 +65,7 @@ def train(args, name, seed):
     model = train(args, STARTS[name], seed) if name in STARTS else args.model
     run = args.output_dir / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
     command = [sys.executable, "train.py", "--model", str(model), "--seed", str(seed), "--output_dir", str(run)]
-    command += f"{SHARED} {RUNS[name]}".format(korean=args.korean).split()
+    command += [word.format(korean=args.korean) for word in f"{SHARED} {RUNS[name]}".split()]
     command += ["--valid_data", f"{args.korean}/KorNLU/KorSTS/sts-dev.tsv", "--resume"]
     with LOCKS[run]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -21,6 +21,7 @@ import argparse
 import functools
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -253,7 +254,7 @@ def main(argv=None):
     add("--precision", choices=("fp32", "bf16"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     require_files(args.train_data)
-    if any(model.partition(":")[0] not in ("mini", "base") or not model.partition(":")[2] for model in args.models):
+    if not all(re.fullmatch(r"(mini|base):[1-9][0-9]*", model) for model in args.models):
         raise UserError("--models: expected mini:BATCH or base:BATCH")
     if args.side:
         return run_side(args)

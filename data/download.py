@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import sys
 import time
@@ -194,7 +195,7 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
-    if not args.mirror.startswith(("http://", "https://")):
+    if not args.mirror.isascii() or not re.fullmatch(r"https?://(\[[0-9a-f:]+\])?[^\s\[\]]*", args.mirror):
         raise UserError(f"--mirror {args.mirror}: not an http:// or https:// address; a folder is named with --from")
     if args.source and not args.source.is_dir():
         raise UserError(f"--from {args.source}: no such folder")

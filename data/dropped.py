@@ -1,12 +1,11 @@
 """What becomes of rows that cannot be used."""
 
-import itertools
 import json
 import sys
 from pathlib import Path
 
 from data.errors import UserError
-from data.files import place
+from data.files import place, unused_path
 
 REJECTED_FILE = "rejected_rows.jsonl"
 
@@ -50,7 +49,9 @@ class Dropped:
         # in the order of the files: rows that a table's opening looks at come ahead of their turn
         files = list(dict.fromkeys(file for file, *_ in self.rows))
         rows = sorted(self.rows, key=lambda row: (files.index(row[0]), row[1] or 0))
-        with open_new(Path(folder) / REJECTED_FILE) as file:
+        path = Path(folder) / REJECTED_FILE
+        path = unused_path(folder, "rejected_rows-{}.jsonl") if path.exists() else path
+        with path.open("x", encoding="utf-8") as file:
             for path, number, reason, row in rows:
                 record = {"file": path, "number": number, "reason": reason, "row": row}
                 # ASCII: what could not be decoded can still be written
@@ -62,13 +63,3 @@ class Dropped:
         if self.counts:
             file = self.write(folder)
             print(f"dropped: {self}" + (f"; the rows are in {file}" if file else ""), file=sys.stderr, flush=True)
-
-
-def open_new(path):
-    """Open a text file for writing that was not there before: name.ext, else name-2.ext, name-3.ext, ..."""
-    for number in itertools.count(1):
-        numbered = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        try:
-            return numbered.open("x", encoding="utf-8")
-        except FileExistsError:
-            pass

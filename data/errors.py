@@ -21,11 +21,17 @@ def first_line(error):
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
+def is_out_of_memory(error):
+    """Whether an exception says that memory, the system's or a GPU's, does not suffice."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, cuBLAS
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def one_sentence_errors(main):
     """Decorate a script's `main(argv=None)`: expected failures print one sentence and exit, anything else is a bug.
 
-    Raises SystemExit with 2 for UserError and for files that cannot be opened, 1 for RunError and for
-    other failures of the operating system (a full disk), 130 for Ctrl-C.
+    Raises SystemExit with 2 for UserError and for files that cannot be opened, 1 for RunError, too
+    little memory and other failures of the operating system (a full disk), 130 for Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -38,6 +44,10 @@ def one_sentence_errors(main):
             message, code = str(error), 2
         except RunError as error:
             message, code = str(error), error.exit_code
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message, code = f"out of memory; take a smaller model, --batch_size or file ({first_line(error)})", 1
         except OSError as error:
             if error.errno is None:  # raised by a library for reasons of its own: keep the traceback
                 raise

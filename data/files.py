@@ -214,18 +214,10 @@ def _lines(path, encoding, on_bad):
             for earlier in range(number - blank, number):
                 yield earlier, ""
             blank = 0
-            if suspicious:
-                if not _is_text(line):
-                    on_bad(number, line, f"not valid {encoding}", _undecodable(line, encoding))
-                    continue
-                if "\0" in line:
-                    on_bad(number, line, "NUL byte", "holds a NUL byte, so it is no text; is the file damaged?")
-                    continue
-                if len(line) > LONGEST:
-                    message = f"{len(line):,} characters, expected at most {LONGEST:,}; are the line ends missing?"
-                    on_bad(number, line, "too long", message)
-                    continue
-            yield number, line
+            if suspicious and (found := problem(line, encoding)):
+                on_bad(number, line, *found)
+            else:
+                yield number, line
 
 
 def _chunks(path, encoding):
@@ -279,6 +271,19 @@ def _check_start(path, content, encoding):
         is_utf8 = False
     if is_utf8:
         raise UserError(f"{path}, line 1: not {encoding} but UTF-8; {_hint(encoding)}")
+
+
+def problem(text, encoding=None):
+    """(reason, message) for text that cannot be used, of a file in `encoding` or (None) from JSON or Parquet."""
+    if not _is_text(text):
+        if encoding:
+            return f"not valid {encoding}", _undecodable(text, encoding)
+        return "half a character", "half a character (a lone surrogate) in a sentence; save the file again"
+    if "\0" in text:
+        return "NUL byte", "holds a NUL byte, so it is no text; is the file damaged?"
+    if len(text) > LONGEST:
+        return "too long", f"{len(text):,} characters, expected at most {LONGEST:,}; are the line ends missing?"
+    return None
 
 
 def _is_text(text):

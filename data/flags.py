@@ -74,16 +74,16 @@ def sizes(text):
 def device(text):
     """A torch device that is there."""
     try:
-        kind, _, index = text.partition(":")
-        if kind == "cuda":  # counted, not tried: every process of torchrun would occupy the first GPU
-            found = 0 <= int(index or 0) < torch.cuda.device_count()
+        named = torch.device(text)
+        if named.type == "cuda":  # counted, not tried: every process of torchrun would occupy the first GPU
+            found = (named.index or 0) < torch.cuda.device_count()
         else:
-            found = kind in ("cpu", "mps") and torch.empty(0, device=text) is not None
+            found = named.type in ("cpu", "mps") and torch.empty(0, device=named) is not None
         if not found:
             raise RuntimeError
-    except (RuntimeError, AssertionError, ValueError):
+    except (RuntimeError, AssertionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; try cpu") from None
-    return torch.device(text)
+    return named
 
 
 def utf8_text(value):

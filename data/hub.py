@@ -49,8 +49,8 @@ def fetch_folder(name, weights=True):
 
     try:
         folder = fetch(SMALL_FILES + ["*.safetensors"] * weights)
-        if weights and not any(folder.glob("*.safetensors")):
-            folder = fetch(SMALL_FILES + ["pytorch_model*.bin"])
+        if weights and not any(folder.rglob("*.safetensors")):
+            folder = fetch(SMALL_FILES + ["*pytorch_model*.bin"])
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # not the hub's fault
             raise

@@ -80,31 +80,20 @@ class KoBERTTokenizer(PreTrainedTokenizer):
         Returns:
             (ids, lengths): the ids of all sentences in a row, (total,) int32, and how many each has, (n,) int64.
         """
-        encoded = self.sp_model.encode([unicodedata.normalize("NFC", sentence) for sentence in sentences])
-        to_model = self.model_ids
+        sentences = [unicodedata.normalize("NFC", sentence) for sentence in sentences]
+        encoded = self.sp_model.encode(sentences)
+        first = len(self.model_ids)  # below it sentencepiece's ids, from it on the model's
+        to_model = np.concatenate([self.model_ids, np.arange(len(self), dtype=np.int32)])
         added_tokens = list(self.added_tokens_encoder)  # "[MASK]" is one token; sentencepiece does not know
         everything = "\0".join(sentences)
         if any(token in everything for token in added_tokens):
-            to_model = np.concatenate([to_model, np.arange(len(self), dtype=np.int32)])  # ids past sentencepiece's
             for i, sentence in enumerate(sentences):
                 if any(token in sentence for token in added_tokens):
                     ids = self(sentence, add_special_tokens=False)["input_ids"]
-                    encoded[i] = [len(self.model_ids) + id for id in ids]
-        counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        pieces = to_model[np.fromiter(itertools.chain.from_iterable(encoded), np.int32, counts.sum())]
-        kept = np.minimum(counts, max_len - 2)
-        if (kept < counts).any():
-            position = np.arange(len(pieces)) - np.repeat(np.cumsum(counts) - counts, counts)
-            pieces = pieces[position < np.repeat(kept, counts)]
-        lengths = kept + 2
-        ends = np.cumsum(lengths)
-        ids = np.empty(lengths.sum(), np.int32)
-        inner = np.ones(len(ids), bool)
-        inner[ends - lengths] = inner[ends - 1] = False
-        ids[inner] = pieces
-        ids[ends - lengths] = CLS
-        ids[ends - 1] = SEP
-        return ids, lengths
+                    encoded[i] = [first + id for id in ids]
+        rows = [[first + CLS, *ids[: max_len - 2], first + SEP] for ids in encoded]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return to_model[np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths.sum())], lengths
 
     # What PreTrainedTokenizer asks of a subclass
 

@@ -85,8 +85,8 @@ class Corpus:
         index: {sentence: its number}, in order of appearance.
     """
 
-    def __init__(self):
-        self.index = {}
+    def __init__(self, index=None):
+        self.index = {} if index is None else index
         self._triplets = array("q")  # flat: anchor, positive, negative
         self._nli = array("q")  # flat: premise, hypothesis, label
 

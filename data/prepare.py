@@ -17,9 +17,10 @@ from data.dropped import Dropped
 from data.errors import RunError, UserError, one_sentence_errors
 from data.files import file_format, require_files, write_atomically
 from data.nli import LABELS, NLI, PAIRINGS, TRIPLETS, Corpus, read_triplets
-from data.sentences import PAIRS, SENTENCES, read_pairs, read_sentences
-from data.sts import SCORED, scored_rows
+from data.sentences import PAIRS, SENTENCES
+from data.sts import SCORED
 from data.tables import Table
+from data.tasks import read_examples
 from data.tokenize import load_tokenizer, tokenize
 
 MINI = Path(__file__).parent.parent / "model" / "mini"
@@ -46,9 +47,11 @@ def debris(values):
 class File:
     """One file, read whole.
 
+    Args:
+        index: {sentence: its number}, of all files; sentences that are new go into it.
+
     Attributes:
         kind: a key of LAYOUTS.
-        sentences: its distinct sentences, in order of appearance.
         rows: (n, k) int64, the usable rows as numbers of their sentences, in order.
         values: (n,) what stands beside them: the label of NLI rows (a number, see LABELS), the score of scored pairs;
             else None.
@@ -56,46 +59,29 @@ class File:
         dropped: a `Dropped`.
     """
 
-    def __init__(self, path, encoding, columns, skip, clean):
-        self.path = path
+    def __init__(self, path, index, encoding, columns, skip, clean):
+        self.path, self.name = path, Path(path).name
         self.dropped = Dropped(skip, debris if clean else None)
         self.kind = Table(path, LAYOUTS, encoding, columns, Dropped(skip)).kind
-        self.corpus = self.values = None
-        options = (encoding, columns, self.dropped)
-        if self.kind in FOR_TRAINING:
-            self.corpus = Corpus()
-            self.corpus.add(path, *options)
-            rows = self.corpus.nli if self.kind == "NLI rows" else self.corpus.triplets
-            self.sentences = list(self.corpus.index)
-            self.rows = rows[:, :2] if self.kind == "NLI rows" else rows
-            self.values = rows[:, 2] if self.kind == "NLI rows" else None
-        else:
-            if self.kind == "scored pairs":
-                scored = list(scored_rows(path, *options))
-                rows = [row[:2] for row in scored]
-                self.values = np.array([score for _, _, score in scored])
-            elif self.kind == "pairs":
-                rows = read_pairs(path, *options)
-            else:
-                rows = [(sentence,) for sentence in read_sentences(path, *options)]
-            index = {}
-            numbers = [index.setdefault(sentence, len(index)) for row in rows for sentence in row]
-            self.sentences = list(index)
-            self.rows = np.array(numbers, dtype=np.int64).reshape(len(rows), -1) if rows else np.empty((0, 1))
-        if not len(self.rows):
+        if self.kind not in FOR_TRAINING:
+            self.rows, self.values = read_examples(self.kind, [path], index, self.dropped, encoding, columns)
+            return
+        self.corpus = Corpus()  # of its own: the draw of its triplets is then train.py's
+        self.corpus.add(path, encoding, columns, self.dropped)
+        rows, self.values = self.corpus.triplets, None
+        if self.kind == "NLI rows":
+            rows, self.values = self.corpus.nli[:, :2], self.corpus.nli[:, 2]
+        if not len(rows):
             raise UserError(f"{path}: no usable row; dropped {self.dropped}")
-
-    @property
-    def name(self):
-        return Path(self.path).name
-
-    def text(self, row):
-        """A row as one line."""
-        return " | ".join(_short(self.sentences[i]) for i in row)
+        self.rows = np.array([index.setdefault(sentence, len(index)) for sentence in self.corpus.index])[rows]
 
 
-def print_file(file, seed):
+def print_file(file, sentences, seed):
     """What one file holds; the seed is that of the pairing."""
+
+    def text(row):
+        return " | ".join(_short(sentences[i]) for i in row)
+
     n = len(file.rows)
     left_out = sum(file.dropped.counts.values())
     print(f"{file.path}: {file.kind}")
@@ -103,10 +89,10 @@ def print_file(file, seed):
     for reason, count in file.dropped.counts.items():
         where, row = file.dropped.examples[reason]
         where = where.removeprefix(f"{file.path}, ")
-        row = row.values() if isinstance(row, dict) else [row] if isinstance(row, str) else row
+        row = row.values() if isinstance(row, dict) else row if isinstance(row, list) else [row]
         print(f"    {count:,} {reason}, as in {where}: {' | '.join(map(_short, row))}")
-    print(f"  first row: {file.text(file.rows[0])}")
-    print(f"  distinct sentences {len(file.sentences):,}")
+    print(f"  first row: {text(file.rows[0])}")
+    print(f"  distinct sentences {len(np.unique(file.rows)):,}")
     if file.kind == "NLI rows":
         counts = np.bincount(file.values, minlength=3)
         print("  labels: " + ", ".join(f"{label} {counts[code]:,}" for label, code in LABELS.items()))
@@ -114,14 +100,14 @@ def print_file(file, seed):
         counts = {pairing: len(file.corpus.pair(pairing, seed)[0]) for pairing in PAIRINGS}
         print("  triplets: " + ", ".join(f"{n:,} with --pairing {pairing}" for pairing, n in counts.items()))
     if file.kind == "scored pairs":
-        print_scores(file)
+        print_scores(file, sentences)
     whole = file.rows if file.values is None else np.column_stack([file.rows, file.values])
     repeated = repeats(whole)
-    example = f", as in: {file.text(file.rows[repeated[0]])}" if len(repeated) else ""
+    example = f", as in: {text(file.rows[repeated[0]])}" if len(repeated) else ""
     print(f"  rows that repeat an earlier one: {len(repeated):,}{example}")
 
 
-def print_scores(file):
+def print_scores(file, sentences):
     """How the scores lie, and what is odd about them; such rows are kept, they are part of the published sets."""
     counts = np.histogram(file.values, bins=[0, 1, 2, 3, 4, 5.01])[0]
     bands = ("0-1", "1-2", "2-3", "3-4", "4-5")
@@ -129,11 +115,11 @@ def print_scores(file):
     either_order = np.sort(file.rows, axis=1)
     again = len(repeats(either_order)) - len(repeats(np.column_stack([either_order, file.values])))
     equal = file.rows[:, 0] == file.rows[:, 1]
-    empty = {i for i, sentence in enumerate(file.sentences) if NOTHING_SAID.fullmatch(sentence)}
+    empty = [i for i in np.unique(file.rows) if NOTHING_SAID.fullmatch(sentences[i])]
     oddities = {
         "pairs scored again with another score (either order)": again,
         "equal sentences scored below 5": int((equal & (file.values < 5)).sum()),
-        "rows with a sentence without letter or digit": sum(bool(empty & set(row)) for row in file.rows.tolist()),
+        "rows with a sentence without letter or digit": np.isin(file.rows, empty).any(axis=1).sum(),
     }
     for oddity, count in oddities.items():
         if count:
@@ -142,40 +128,32 @@ def print_scores(file):
 
 def repeats(rows):
     """Indices of the rows of a (n, k) array that equal an earlier row, ascending."""
-    order = np.lexsort(rows.T[::-1])  # stable: of equal rows the first comes first
-    return np.sort(order[1:][(rows[order[1:]] == rows[order[:-1]]).all(axis=1)])
+    return np.setdiff1d(np.arange(len(rows)), np.unique(rows, axis=0, return_index=True)[1])
 
 
 def print_shared(files):
     """Sentences and pairs that two files share: what training data must not share with a test set."""
     print("sentences that two files share (rows that hold one)")
-    nothing = True
+    lines = []
     for a, b in itertools.combinations(files, 2):
-        number = {sentence: i for i, sentence in enumerate(a.sentences)}
-        in_a = np.array([number.get(sentence, -1) for sentence in b.sentences])  # b's sentences as a numbers them
-        shared = in_a[in_a >= 0]
-        if not len(shared):
-            continue
-        nothing = False
-        rows_a = np.isin(a.rows, shared).any(axis=1).sum()
-        rows_b = (in_a >= 0)[b.rows].any(axis=1).sum()
-        line = f"  {a.name} and {b.name}: {len(shared):,} ({rows_a:,} and {rows_b:,} rows)"
-        if a.rows.shape[1] > 1 and b.rows.shape[1] > 1:
-            ours, theirs = np.sort(a.rows[:, :2], axis=1), np.sort(in_a[b.rows[:, :2]], axis=1)
-            keys = theirs[:, 0] * len(number) + theirs[:, 1]
-            both = np.isin(keys[theirs[:, 0] >= 0], ours[:, 0] * len(number) + ours[:, 1]).sum()
-            line += f", {both:,} rows of {b.name} have both sentences of a row of {a.name}"
-        print(line)
-    if nothing:
-        print("  none")
+        shared = np.intersect1d(a.rows, b.rows)
+        if len(shared):
+            rows_a, rows_b = (np.isin(file.rows, shared).any(axis=1).sum() for file in (a, b))
+            lines.append(f"  {a.name} and {b.name}: {len(shared):,} ({rows_a:,} and {rows_b:,} rows)")
+            if a.rows.shape[1] > 1 and b.rows.shape[1] > 1:
+                ours, theirs = (np.sort(file.rows[:, :2], axis=1) @ [1 << 31, 1] for file in (a, b))
+                both = np.isin(theirs, ours).sum()
+                lines[-1] += f", {both:,} rows of {b.name} have both sentences of a row of {a.name}"
+    print("\n".join(lines or ["  none"]))
 
 
-def print_lengths(files, tokenizer, max_len):
+def print_lengths(files, sentences, tokenizer, max_len):
     """Token lengths, special tokens included, and what a cut at `max_len` costs."""
     print("tokens a sentence, special tokens included (each distinct sentence of a file once)")
+    all_lengths = tokenize(sentences, tokenizer, NO_LIMIT, show_progress=True).lengths
     every = []
     for file in files:
-        lengths = tokenize(file.sentences, tokenizer, NO_LIMIT, show_progress=True).lengths
+        lengths = all_lengths[np.unique(file.rows)]
         every.append(lengths)
         quantiles = np.percentile(lengths, [50, 90, 99]).astype(int)
         print(
@@ -226,16 +204,16 @@ def main(argv=None):
         check_output(Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     skip = args.on_bad_row == "skip"
-    files = []
+    files, index = [], {}
     for path in args.files:
-        files.append(File(path, args.encoding, args.columns, skip, args.clean))
-        print_file(files[-1], args.seed)
+        files.append(File(path, index, args.encoding, args.columns, skip, args.clean))
+        print_file(files[-1], list(index), args.seed)
     kinds = sorted({"triplets" if file.kind in FOR_TRAINING else file.kind for file in files})
     if args.output and len(kinds) > 1:
         raise UserError(f"--output: the files are of different kinds ({', '.join(kinds)}); prepare them apart")
     if len(files) > 1:
         print_shared(files)
-    print_lengths(files, tokenizer, args.max_len)
+    print_lengths(files, list(index), tokenizer, args.max_len)
 
     triplets = None
     for_training = [file.path for file in files if file.kind in FOR_TRAINING]
@@ -247,21 +225,21 @@ def main(argv=None):
             f"{len(triplets.examples):,}"
         )
     if args.output:
-        write_output(Path(args.output), files, triplets)
+        write_output(Path(args.output), files, list(index), triplets)
     rejected = Dropped(skip)
     rejected.rows = [row for file in files for row in file.dropped.rows]
     if rows_file := rejected.write("."):
         print(f"the {len(rejected.rows):,} dropped rows are in {rows_file}")
 
 
-def write_output(path, files, triplets):
+def write_output(path, files, sentences, triplets):
     """Write the triplets, or the rows of files that are all of one other kind, as .tsv (no header) or .parquet."""
     names = [names[0] for names in LAYOUTS["triplets" if triplets else files[0].kind].columns]
     if triplets:
         rows = [[triplets.sentences[i] for i in example] for example in triplets.examples]
     else:
         rows = [
-            [*(file.sentences[i] for i in row), *([] if file.values is None else [float(file.values[k])])]
+            [*(sentences[i] for i in row), *([] if file.values is None else [float(file.values[k])])]
             for file in files
             for k, row in enumerate(file.rows.tolist())
         ]

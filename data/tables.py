@@ -1,5 +1,6 @@
 """Which columns of a table are wanted, by name or by place."""
 
+import functools
 import itertools
 import re
 import unicodedata
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from data.dropped import Dropped
 from data.errors import UserError
-from data.files import LONGEST, READERS, file_format, place, require_files
+from data.files import READERS, file_format, place, problem, require_files
 
 # Every name that a column is known by somewhere: a first line of nothing else is a header, not data.
 HEADER_WORDS = set(
@@ -57,29 +58,22 @@ class Table:
         self.dropped = Dropped() if dropped is None else dropped
         self.format = file_format(path, default)
 
-        def on_bad(number, record, reason, message):
-            self.dropped.bad(path, number, record, reason, message)
-
         require_files([path])
-        self._records = READERS[self.format](path, encoding, on_bad)
-        self._head = list(itertools.islice(self._records, HEAD))
-        if not self._head:
-            raise UserError(f"{path}: {self._nothing('the file is empty')}")
+        self._records = READERS[self.format](path, encoding, functools.partial(self.dropped.bad, path))
+        self._head = []
+        self._advance("the file is empty")
         while True:
             self._first = self._head[0]
             self.header = self._find_header(columns)
             if fitting := self._fit(columns):  # [(kind, picked columns)]
                 break
-            if not self.dropped.skip or self.header or columns:
+            too_short = columns and _are_numbers(columns) and max(map(int, columns)) > self._width
+            if not self.dropped.skip or self.header or (columns and not too_short):
                 self._refuse(columns)
             self.dropped.add(path, *self._first, "wrong number of columns")
-            self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
-            if not self._head:
-                raise UserError(f"{path}: {self._nothing('')}")
+            self._advance("")
         if self._is_list and self.header:
-            self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
-            if not self._head:
-                raise UserError(f"{path}: {self._nothing('holds no rows')}")
+            self._advance("holds no rows")
         widest = max(len(picked) for _, picked in fitting)
         fitting = [(kind, picked) for kind, picked in fitting if len(picked) == widest]
         # the kind that most of the first rows may be of; of equals the preferred one
@@ -88,20 +82,21 @@ class Table:
     def rows(self, lenient=False):
         """An iterator of (number, values), the wanted columns of every usable row in the layout's order.
 
-        Values are strings without tabs and line breaks; what a .jsonl, .json or .parquet file holds as a number
+        Values are strings without tabs and line feeds; what a .jsonl, .json or .parquet file holds as a number
         stays one. With `lenient` a row of wrong shape is dropped as "malformed"; else it is a bad row.
         """
-        on_bad = self.dropped.bad
-        if lenient:
-
-            def on_bad(path, number, row, reason, message):
-                self.dropped.add(path, number, row, "malformed")
-
+        dropped = self.dropped
+        on_bad = (lambda *row_and_why: dropped.add(*row_and_why[:3], "malformed")) if lenient else dropped.bad
         records = itertools.chain(self._head, self._records)
         rows = (self._list_rows if self._is_list else self._dict_rows)(records, on_bad)
-        if not self.dropped.clean:
-            return rows
-        return self._clean_rows(rows)
+        return self._clean_rows(rows) if dropped.clean else rows
+
+    def _advance(self, otherwise):
+        """Leave the first record behind; UserError where there is no other: all were skipped, or `otherwise`."""
+        self._head = self._head[1:] or list(itertools.islice(self._records, HEAD))
+        if not self._head:
+            nothing = f"no usable row; dropped {self.dropped}" if self.dropped.counts else otherwise
+            raise UserError(f"{self.path}: {nothing}")
 
     def _clean_rows(self, rows):
         for number, values in rows:
@@ -126,19 +121,16 @@ class Table:
         for number, record in records:
             values = []
             for column, name in enumerate(self._picked):
-                value = _look_up(record, name)
+                value, why = _look_up(record, name), None
                 if isinstance(value, str):
                     value = _one_line(unicodedata.normalize("NFC", value))
-                    if problem := _problem(value):
-                        on_bad(self.path, number, record, *problem)
-                        break
+                    why = problem(value)
                 elif value is None:
-                    message = f"{name!r} is missing or null; expected ({self.layouts[self.kind].names})"
-                    on_bad(self.path, number, record, "missing column", message)
-                    break
+                    why = "missing column", f"{name!r} is missing or null; expected ({self.layouts[self.kind].names})"
                 elif column not in numbers or isinstance(value, bool) or not isinstance(value, (int, float)):
-                    message = f"{name!r} is not text but {type(value).__name__}"
-                    on_bad(self.path, number, record, "not text", message)
+                    why = "not text", f"{name!r} is not text but {type(value).__name__}"
+                if why:
+                    on_bad(self.path, number, record, *why)
                     break
                 values.append(value)
             else:
@@ -242,25 +234,10 @@ class Table:
             advice = "; pick some with --columns"
         return f"found {found}, expected {expected}{advice}"
 
-    def _nothing(self, otherwise):
-        """Why there is no row: all were skipped, or `otherwise`."""
-        return f"no usable row; dropped {self.dropped}" if self.dropped.counts else otherwise
-
 
 def _one_line(text):
     """Text whose tabs and line breaks are single blanks, so that it can stand in a table."""
     return (re.sub(r"[\t\r\n]+", " ", text) if any(char in text for char in "\t\r\n") else text).strip()
-
-
-def _problem(text):
-    """(reason, message) for text from JSON or Parquet that cannot be used, or None."""
-    if re.search("[\ud800-\udfff]", text):  # JSON's escapes can spell what no encoding can hold
-        return "half a character", "half a character (a lone surrogate) in a sentence; save the file again"
-    if "\0" in text:
-        return "NUL byte", "holds a NUL character, so it is no text; is the file damaged?"
-    if len(text) > LONGEST:
-        return "too long", f"{len(text):,} characters, expected at most {LONGEST:,}"
-    return None
 
 
 def _keys(record):

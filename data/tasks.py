@@ -14,7 +14,7 @@ class Examples(NamedTuple):
     """N examples of k sentences each."""
 
     rows: np.ndarray  # (N, k) int64 numbers of sentences
-    labels: np.ndarray | None  # (N,): scores 0 to 5 (float32), or 0, 1, 2 as in data.nli.LABELS (int64)
+    labels: np.ndarray | None  # (N,): scores 0 to 5 (float64), or 0, 1, 2 as in data.nli.LABELS (int64)
 
 
 def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, pairing="one", negatives=1, seed=1234):
@@ -36,14 +36,15 @@ def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, p
     labels = None
     if kind == "triplets":
         sentences, rows = read_triplets(files, pairing, seed, encoding, columns, dropped, max(1, negatives))
-        rows = rows[:, : 2 + negatives]
+        number = np.array([index.setdefault(sentence, len(index)) for sentence in sentences])
+        rows = number[rows[:, : 2 + negatives]]
     elif kind == "labelled pairs":
-        corpus = Corpus()
+        corpus = Corpus(index)
         for file in files:
             corpus.add(file, encoding, columns, dropped)
             if len(corpus.triplets):
                 raise UserError(f"{file}: holds triplets; expected NLI rows (premise, hypothesis, label)")
-        sentences, rows, labels = list(corpus.index), corpus.nli[:, :2], corpus.nli[:, 2]
+        rows, labels = corpus.nli[:, :2], corpus.nli[:, 2]
     else:
         records = []
         for file in files:
@@ -54,15 +55,12 @@ def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, p
             else:
                 records += scored_rows(file, encoding, columns, dropped)
         if kind == "scored pairs":
-            labels = np.array([score for *_, score in records], dtype=np.float32)
+            labels = np.array([score for *_, score in records], dtype=np.float64)
             records = [pair for *pair, _ in records]
-        numbers = {}
-        rows = np.array([[numbers.setdefault(s, len(numbers)) for s in record] for record in records], dtype=np.int64)
-        sentences = list(numbers)
+        rows = np.array([[index.setdefault(s, len(index)) for s in record] for record in records], dtype=np.int64)
     if not len(rows):
         raise UserError(f"{', '.join(map(str, files))}: no usable row; dropped {dropped}")
-    number = np.array([index.setdefault(sentence, len(index)) for sentence in sentences])
-    return Examples(number[rows], labels)
+    return Examples(rows, labels)
 
 
 KINDS = {

@@ -6,9 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 import unicodedata
 from pathlib import Path
@@ -19,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from data.errors import UserError, first_line
-from data.files import read_json
+from data.files import read_json, write_atomically
 from data.hub import fetch_folder
 from data.kobert_tokenizer import KoBERTTokenizer, sentencepiece_file
 
@@ -130,8 +128,8 @@ def cached_tokens(sentences, tokenizer, max_len):
     """`tokenize`, or its result of an earlier run, memory-mapped.
 
     The files lie under the environment variable KOSIMCSE_CACHE (default ~/.cache/kosimcse). The key is the
-    content: the sentences, the tokenizer's whole definition, the length. A folder appears under its key by
-    one rename when it is complete, so a killed or a second process does no harm.
+    content: the sentences, the tokenizer's whole definition, the length. Each file appears whole and is the same
+    whoever writes it, so a killed or a second process does no harm.
     """
     key = hashlib.sha256(f"{CACHE_FORMAT} {max_len} {_definition(tokenizer)}".encode())
     for start in range(0, len(sentences), CHUNK):
@@ -165,27 +163,14 @@ def _read_cache(folder, n):
 
 
 def _write_cache(folder, tokens):
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob("building-*"):  # of a process that was killed
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob("*/.*.partial"):  # of a process that was killed
         with contextlib.suppress(FileNotFoundError):  # it was just finished
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
-    try:
-        for name, array in tokens._asdict().items():
-            with (building / f"{name}.npy").open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        try:
-            building.rename(folder)
-        except OSError:  # it is there: another process was first, or it is damaged
-            if _read_cache(folder, len(tokens.lengths)) is None:
-                folder.rename(building / "damaged")
-                building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(folder / "damaged", ignore_errors=True)
+                leftover.unlink()
+    for name, array in tokens._asdict().items():
+        with write_atomically(folder / f"{name}.npy") as file:
+            np.save(file, array)
 
 
 def _definition(tokenizer):

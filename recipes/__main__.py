@@ -135,7 +135,12 @@ def main(argv=None):
             for name, value in vars(train.parse_flags(flags_of_train)).items():
                 print(f"  --{name} {value}")
         return
+    if args.seeds and len(args.seeds) > 1 and len(args.sts_test) > 1:
+        raise UserError("--seeds: are summed up over one file; name one with --sts_test")
     require_files(args.sts_test)
+    for _, flags_of_train in trainings[0]:  # of the last stage, too, before the first one's hours
+        stage = train.parse_flags(flags_of_train)
+        require_files([*stage.valid_data, *(file for *_, files in train.training_tasks(stage) for file in files)])
     for stages in trainings:
         previous = None
         for run, flags_of_train in stages:
