@@ -49,11 +49,11 @@ def main(argv=None):
         args.model = ["output"]
     if not args.test_data:
         args.test_data = default_files(KORSTS_TEST, flag="--test_data")
+    if args.json:
+        check_json_path(Path(args.json), args.test_data)
     dropped = Dropped(skip=args.on_bad_row == "skip")
     test_sets = [(file, read_sts([file], args.encoding, args.columns, dropped)) for file in args.test_data]
     dropped.report(".")
-    if args.json:
-        check_json_path(Path(args.json), args.test_data)
     results, several = [], len(test_sets) > 1
     for name in args.model:
         dims = args.dim and [args.dim]

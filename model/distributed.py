@@ -10,7 +10,9 @@ import os
 import torch
 import torch.distributed as dist
 
-from data.errors import RunError, first_line
+from data.errors import RunError, UserError, first_line
+
+TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # what it sets; others set some of it
 
 
 def rank():
@@ -28,9 +30,12 @@ def processes(device):
     Yields:
         The device of this process: under torchrun, `cuda` is the GPU of its local rank.
     """
-    alone = "WORLD_SIZE" not in os.environ or dist.is_initialized()
+    alone = not TORCHRUN <= os.environ.keys() or dist.is_initialized()
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0 if alone else int(os.environ["LOCAL_RANK"]))
+        found = torch.cuda.device_count()
+        if device.index >= found:
+            raise UserError(f"no GPU for process {device.index}: --nproc_per_node is at most {found} here")
         torch.cuda.set_device(device)
     if alone:
         yield device

@@ -47,10 +47,6 @@ class SentenceEncoder(nn.Module):
         return self.bert.device
 
     @property
-    def pad_id(self):
-        return self.tokenizer.pad_token_id
-
-    @property
     def dim(self):
         """d, the size of an embedding."""
         return self.bert.config.hidden_size
@@ -67,7 +63,7 @@ class SentenceEncoder(nn.Module):
         """
         if self.packs:
             return self.forward_packed, pack(tokens, rows)
-        return self, pad(tokens, rows, self.pad_id, self.device)
+        return self, pad(tokens, rows, self.tokenizer.pad_token_id, self.device)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(n, length) token ids and mask into (n, d) embeddings, not normalised."""
@@ -123,7 +119,7 @@ class SentenceEncoder(nn.Module):
         """
         tokens = self._packed(sentences)
         rows = np.arange(len(tokens.lengths))
-        input_ids, attention_mask = pad(tokens, rows, self.pad_id, torch.device("cpu"))
+        input_ids, attention_mask = pad(tokens, rows, self.tokenizer.pad_token_id, torch.device("cpu"))
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @torch.no_grad()
@@ -187,8 +183,9 @@ class SentenceEncoder(nn.Module):
 def check_backbone(backbone, pooling, max_len):
     """Raise UserError where a backbone cannot do this pooling or has fewer than max_len positions."""
     family, layers = backbone.config.model_type, backbone.config.num_hidden_layers
+    pooler = getattr(backbone, "pooler", None)
     lacking = {
-        "pooler": None if getattr(backbone, "pooler", None) is not None else "has no pooler",
+        "pooler": "has no pooler as BERT's" if pooler is None or isinstance(pooler, nn.Linear) else None,  # ALBERT's
         "cls": "has no [CLS] token" if family in ("t5", "mt5") else None,
         **dict.fromkeys(NEEDS_ALL_LAYERS, "has one layer" if layers < 2 else None),
     }

@@ -9,16 +9,8 @@ import threading
 
 import torch
 
-from data.errors import RunError
+from data.errors import RunError, is_out_of_memory
 from model import distributed
-
-
-class Interrupted(RunError):
-    """A signal asked the training to stop, and it did. Exit code 128 + the signal's number, as shells have it."""
-
-    def __init__(self, message, number):
-        super().__init__(message)
-        self.exit_code = 128 + number
 
 
 class Interruption:
@@ -55,7 +47,7 @@ class Interruption:
         return distributed.largest(self.number)
 
     def error(self, step, run):
-        """The Interrupted to raise when the state after `step` is saved."""
+        """The RunError to raise when the state after `step` is saved."""
         number = self.anywhere()
         module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m recipes`
         is_module = module is not None and module.origin == sys.argv[0]
@@ -66,7 +58,9 @@ class Interruption:
         else:
             advice = f"go on with the same torchrun command and: {command}"
         message = f"stopped by {signal.Signals(number).name} after step {step}, its state saved in {run.path}; {advice}"
-        return Interrupted(message, number)
+        error = RunError(message)
+        error.exit_code = 128 + number  # as shells have it
+        return error
 
 
 def require_finite(parameters, step, run):
@@ -84,8 +78,7 @@ def out_of_memory_named(run):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, cuBLAS
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+        if not is_out_of_memory(error):
             raise
         raise RunError(
             "out of memory; give --cache_gradients (a resumed run may, too), fewer --micro_batch_tokens with it, "

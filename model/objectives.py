@@ -137,7 +137,7 @@ class STS(Objective):
     reads = "scored pairs"
 
     def loss(self, columns, rows, labels):
-        return cosine_regression_loss(*columns, labels / 5)
+        return cosine_regression_loss(*columns, labels.float() / 5)
 
 
 class CoSENT(Objective):
@@ -146,7 +146,7 @@ class CoSENT(Objective):
     reads = "scored pairs"
 
     def loss(self, columns, rows, labels):
-        return cosent_loss(*columns, labels)
+        return cosent_loss(*columns, labels.float())
 
 
 class MaskedLM(nn.Module):

@@ -14,7 +14,10 @@ from model.layers import replace_layer_norm
 
 # families whose self-attention is BERT's and whose only notion of position is `position_ids`
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet")
+OFFSET_POSITIONS = (
+    *("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"),
+    *("longformer", "data2vec-text", "xmod", "ibert", "luke", "esm"),
+)
 
 
 def position_offset(config):

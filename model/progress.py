@@ -43,14 +43,11 @@ class Progress:
     def open_window(self):
         self.losses, self.window_examples, self.since = [], 0, time.perf_counter()
 
-    def examples_in(self, examples):
-        """Note the examples of a batch."""
-        self.window_examples += examples
-        self.bar.update(examples)
-
-    def step(self, step, loss, lr, best_score):
+    def step(self, step, loss, examples, lr, best_score):
         """Note one step; its loss stays on the device, because fetching it would wait for the GPU."""
         self.losses.append(loss)
+        self.window_examples += examples
+        self.bar.update(examples)
         self.last_step, self.lr, self.best_score = step, lr, best_score
 
     def close_window(self):

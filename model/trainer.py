@@ -45,7 +45,7 @@ class Task(NamedTuple):
         return epochs * len(self.rows) + rest * self.batch_size
 
 
-@functools.lru_cache(maxsize=32)  # one for each task: made once an epoch, not once a step
+@functools.lru_cache(maxsize=4)  # made once an epoch, not once a step; of old epochs few are held
 def random_order(n, seed):
     """0..n-1 in an order that is the seed's."""
     return np.random.default_rng(seed).permutation(n)
@@ -89,7 +89,7 @@ def train(
         The best evaluation, {"step": ..., "avg": ..., ...}, and the Progress of the whole training.
 
     Raises:
-        RunError: the loss became infinite or not a number, memory ran out, a signal asked to stop (Interrupted).
+        RunError: the loss became infinite or not a number, memory ran out, a signal asked to stop.
     """
     encoder = encode.encoder
     turns = len(tasks) if mix == "alternate" else 1  # steps until a task comes again
@@ -136,20 +136,20 @@ def train(
             progress.open_window()
         for step in range(first_step, 1 if done else total_steps + 1):
             number, turn = divmod(step - 1, turns)
-            loss = 0.0
+            loss, examples = 0.0, 0
             for i, task in enumerate(tasks) if turns == 1 else [(turn, tasks[turn])]:
                 batch = task.batch(number, seed=(seed, i) if i else (seed,))
                 labels = None if task.labels is None else task.labels[batch]
                 task_loss = task.weight * task.objective(encode, task.rows[batch], labels)
                 task_loss.backward()
                 loss += task_loss.detach()  # on the device: fetching it would wait for the GPU
-                progress.examples_in(len(batch))
+                examples += len(batch)
             distributed.average_gradients(parameters)
             if max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            progress.step(step, loss, schedule.get_last_lr()[0], best[shown])
+            progress.step(step, loss, examples, schedule.get_last_lr()[0], best[shown])
             schedule.step()
 
             done = step == total_steps

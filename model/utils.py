@@ -1,4 +1,4 @@
-"""One-liners that users import."""
+"""Cosine similarity, and what a device can do."""
 
 import contextlib
 import ctypes
