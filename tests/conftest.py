@@ -106,6 +106,20 @@ def tiny_bert(tmp_path_factory, vocabulary_files):
     return folder
 
 
+def stop_at(step, monkeypatch, action):
+    """Call `action` when a training comes to this step."""
+    from model.progress import Progress
+
+    original = Progress.step
+
+    def noted(self, now, *args):
+        original(self, now, *args)
+        if now == step:
+            action()
+
+    monkeypatch.setattr(Progress, "step", noted)
+
+
 @pytest.fixture
 def fails(capsys):
     """Run a script's main and return its one error sentence: fails(main, argv, code)."""

@@ -7,7 +7,10 @@ code 0 if they are. Every training is forked from this process, which has everyt
 """
 
 import argparse
+import contextlib
 import csv
+import gc
+import io
 import itertools
 import os
 import random
@@ -35,11 +38,11 @@ from tests.conftest import SAMPLE
 STEPS = 12
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -48,8 +51,10 @@ def main():
         for name, rows in (("train_nli.tsv", 120), ("valid_sts.tsv", 40)):
             lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
             (folder / name).write_text("".join(lines), encoding="utf-8")
+        with contextlib.redirect_stderr(io.StringIO()):  # what is imported at first use, forks then have
+            train.main([*flags(folder, "warm"), "--max_steps", "1"])
         began = time.monotonic()
-        finish(start(folder, "alone"))
+        finish(folder, os.waitpid(start(folder, "alone"), 0)[1])
         duration = time.monotonic() - began
         expected = what_is_left(folder / "alone")
         draw, kills, runs, before_first = random.Random(args.seed), 0, 0, 0
@@ -62,7 +67,7 @@ def main():
                 os.kill(child, signal.SIGKILL)  # a zombie, if it has ended meanwhile
                 _, status = os.waitpid(child, 0)
                 if not os.WIFSIGNALED(status):
-                    finish_status(folder, status)
+                    finish(folder, status)
                     break
                 kills += 1
                 before_first += States(folder / run / STATES_FOLDER).newest() is None
@@ -84,10 +89,21 @@ def make_model(folder):
     load_tokenizer(MINI).save_pretrained(folder)
 
 
+def flags(folder, run):
+    """Of train.py, for 12 steps with a state every second one."""
+    return [
+        *("--model", str(folder / "tiny"), "--train_data", str(folder / "train_nli.tsv"), "--pooling", "mean"),
+        *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "30", "--epochs", "3", "--lr", "1e-3"),
+        *("--eval_steps", "4", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
+    ]
+
+
 def start(folder, run):
     """Fork a training; its process id."""
+    gc.freeze()  # a collection in the child would copy every page of the parent's objects
     child = os.fork()
     if child:
+        gc.unfreeze()
         return child
     code = 70
     tqdm.set_lock(threading.RLock())  # its own is shared with forks, and stays locked by one that is killed
@@ -95,13 +111,8 @@ def start(folder, run):
         log = os.open(folder / f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        train.main(
-            [
-                *("--model", str(folder / "tiny"), "--train_data", str(folder / "train_nli.tsv"), "--pooling", "mean"),
-                *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "30", "--epochs", "3", "--lr", "1e-3"),
-                *("--eval_steps", "4", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
-            ]
-        )
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest has its own
+        train.main(flags(folder, run))
         code = 0
     except SystemExit as exit:
         code = exit.code
@@ -111,13 +122,10 @@ def start(folder, run):
         os._exit(code)
 
 
-def finish(child):
-    finish_status(None, os.waitpid(child, 0)[1])
-
-
-def finish_status(folder, status):
+def finish(folder, status):
+    """Exit with what the last training wrote if it failed."""
     if os.waitstatus_to_exitcode(status) != 0:
-        logs = sorted(folder.glob("*.log")) if folder else []
+        logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime)
         sys.exit(f"a training failed: {logs[-1].read_text() if logs else status}")
 
 

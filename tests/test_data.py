@@ -170,6 +170,8 @@ def test_columns_by_number(tmp_path):
     path = write(tmp_path / "t.tsv", "1\t다\t가\t나\n2\t바\t라\t마\n")
     assert triplets_of([path], columns=["3", "4", "2"]) == [("가", "나", "다"), ("라", "마", "바")]
     assert read_sentences(path, columns=["2"]) == ["다", "바"]
+    short = write(tmp_path / "short.tsv", "1\t다\n2\t바\t라\t마\n")
+    assert triplets_of([short], columns=["3", "4", "2"], dropped=Dropped(skip=True)) == [("라", "마", "바")]
     with pytest.raises(UserError, match="line 1: no columns 3 4 5; found 1 . 다"):
         triplets_of([path], columns=["3", "4", "5"])
     with pytest.raises(UserError, match="line 1: found 4 columns .* pick some with --columns"):
@@ -223,9 +225,9 @@ def test_bad_rows_stop_with_file_and_line_or_are_kept_in_a_file(name, tmp_path, 
     assert sum(dropped.counts.values()) == len(bad)
     (tmp_path / "rejected_rows.jsonl").write_text("mine")
     dropped.report(tmp_path)
-    assert "rejected_rows-2.jsonl" in capsys.readouterr().err
+    assert "rejected_rows-1.jsonl" in capsys.readouterr().err
     assert (tmp_path / "rejected_rows.jsonl").read_text() == "mine"
-    rejected = [json.loads(line) for line in (tmp_path / "rejected_rows-2.jsonl").open()]
+    rejected = [json.loads(line) for line in (tmp_path / "rejected_rows-1.jsonl").open()]
     assert [record["number"] for record in rejected] == [i for i, line in enumerate(lines, 1) if line in bad]
     for record, row in zip(rejected, bad):
         if isinstance(record["row"], str):

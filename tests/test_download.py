@@ -233,7 +233,8 @@ def test_from_a_folder(server, tmp_path, fails):
 
 def test_bad_flags(tmp_path, fails):
     assert "no such folder" in fails(download.main, ["--from", tmp_path / "x"])
-    assert "not an http" in fails(download.main, ["--mirror", tmp_path, "--output_dir", tmp_path])
+    for mirror in (tmp_path, "http://a b/", "http://[x", "http://127.0.0.1/한글"):
+        assert "not an http" in fails(download.main, ["--mirror", mirror, "--output_dir", tmp_path])
 
 
 def test_one_at_a_time(server, tmp_path, fails):

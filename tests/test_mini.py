@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 from benchmarks import baselines
 from data.sentences import read_pairs
 from data.sts import read_sts
-from data.tokenize import tokenize
+from data.tokenize import Tokens, load_tokenizer, tokenize
 from model.checkpoint import MINI, load_encoder, save_encoder
 from model.metrics import evaluate_sts
 from recipes.mini import average, make_data, make_pairs, make_start, static
@@ -75,8 +75,9 @@ def test_what_is_held_out_is_in_no_training_file(korean, tmp_path):
 
 def test_cooccurrence_and_pmi_against_loops(monkeypatch):
     monkeypatch.setattr(make_start, "WINDOW", 2)
-    tokens = tokenize(["나는 밥을 먹는다.", "너는 밥을 먹지 않는다.", "밥"], load_encoder("mini").tokenizer, 16)
-    size = int(tokens.ids.max()) + 1
+    tokens = tokenize(["나는 밥을 먹는다.", "너는 밥을 먹지 않는다.", "밥"], load_tokenizer(MINI), 16)
+    found = np.unique([*range(5), *tokens.ids])  # as small a vocabulary as can be; special tokens keep their ids
+    tokens, size = Tokens(np.searchsorted(found, tokens.ids).astype(np.uint16), tokens.offsets), len(found)
     expected = np.zeros((size, size))
     for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:]):
         ids = tokens.ids[start:end]

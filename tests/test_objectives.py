@@ -234,7 +234,7 @@ def test_masked_language_modelling_against_a_loop(small, family, packed):
                 total -= logits[position].log_softmax(0)[ids[start + position]].item()
                 guesses += 1
             start = end
-            while start < len(ids) and ids[start] == encoder.pad_id:
+            while start < len(ids) and ids[start] == encoder.tokenizer.pad_token_id:
                 assert not guessed[start]
                 start += 1
     assert loss.item() == pytest.approx(total / guesses, rel=1e-4)
@@ -339,15 +339,14 @@ def test_objective_and_data_that_do_not_match_are_refused(name, files, fails, ti
 
 def test_tasks_are_summed_or_alternate(fit, files):
     tasks = ["--task", f"simcse:1:8:{files['triplets']}", "--task", f"sts:0.5:4:{files['scored pairs']}"]
-    run = fit(*tasks, "--epochs", "1")
+    run = fit(*tasks)
     config = json.loads((run / "train_config.json").read_text())
     assert [(task["objective"], task["weight"], task["examples"]) for task in config["tasks"]] == [
         ("simcse", 1.0, 40),
         ("sts", 0.5, 40),
     ]
-    summed, alternating = (
-        States(fit(*tasks, "--mix", mix, name=mix) / "state").load(4) for mix in ("sum", "alternate")
-    )
+    runs = run, fit(*tasks, "--mix", "alternate", name="alternate")
+    summed, alternating = (States(found / "state").load(4) for found in runs)
     key = "encoder.bert.encoder.layer.0.output.dense.weight"
     assert not torch.equal(summed["model"][key], alternating["model"][key])
     # a task that weighs nothing changes nothing, when summed without dropout
@@ -379,7 +378,7 @@ def test_mixes_step_by_step(tiny_bert, tmp_path):
     for mix, expected in (("sum", ["a", "b", "a", "b", "a", "b"]), ("alternate", ["a", "b", "a", "b", "a", "b"])):
         calls.clear()
         encoder = load_encoder(tiny_bert)
-        parameter = torch.nn.Parameter(torch.zeros(1))
+        parameter = torch.nn.Parameter(torch.ones(1))
         rows = np.arange(6)[:, None]
         tasks = [
             Task(Spy("a", parameter), rows, np.arange(6) * 10, batch_size=2, weight=3.0),
@@ -393,7 +392,7 @@ def test_mixes_step_by_step(tiny_bert, tmp_path):
             run,
             mix=mix,
             epochs=1,
-            lr=1e-3,
+            lr=1e-9,
             warmup_ratio=0.0,
             weight_decay=0.0,
             eval_steps=10,
@@ -407,6 +406,27 @@ def test_mixes_step_by_step(tiny_bert, tmp_path):
             assert labels == [(10 if name == "a" else 100) * i for i in batch]
         assert progress.examples == 9
         assert run.rows[-1]["step"] == (3 if mix == "sum" else 6)
+        assert run.rows[-1]["loss"] == pytest.approx(3.5 if mix == "sum" else 1.75)  # the mean over the steps
+
+
+def test_flags_reach_the_contrastive_loss(fit, tmp_path, monkeypatch):
+    import model.objectives
+
+    real, seen = model.objectives.contrastive_loss, []
+
+    def spy(anchors, positives, negatives, *settings):
+        seen.append((len(negatives), *settings))
+        return real(anchors, positives, negatives, *settings)
+
+    monkeypatch.setattr(model.objectives, "contrastive_loss", spy)
+    data = tmp_path / "same_positives.tsv"
+    data.write_text("".join(f"문장 {i}\t같은 말\t아니다 {i}\n" for i in range(8)), encoding="utf-8")
+    flags = ["--train_data", data, "--batch_size", "8", "--max_steps", "1"]
+    fit(*flags, "--temperature", "0.07", "--hard_negative_weight", "3", "--mask_duplicates")
+    fit(*flags, "--negatives", "0", name="other")
+    (*settings, left_out), (*others, nothing_left_out) = seen
+    assert settings == [1, 0.07, 3] and left_out.sum() == 8 * 7
+    assert others == [0, 0.05, 1] and nothing_left_out is None
 
 
 @pytest.mark.parametrize(
@@ -462,7 +482,7 @@ def test_read_examples_shares_sentences(files):
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 BACKBONES = {
-    "bert": ("Bert", SMALL, ["pooler", "cls", "mean"]),
+    "bert": ("Bert", SMALL, ["pooler"]),
     "roberta": ("Roberta", {**SMALL, "max_position_embeddings": 66}, ["pooler", "mean_first_last"]),
     "electra": ("Electra", {**SMALL, "embedding_size": 16}, ["cls", "mean"]),
     "deberta-v2": ("DebertaV2", {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, ["cls", "mean"]),
@@ -500,8 +520,8 @@ def test_every_family_trains_is_scored_and_searches(family, few_pairs, tmp_path,
         train.main(
             [
                 *("--model", str(folder), "--pooling", pooling, "--train_data", str(SAMPLE / "train_nli.tsv")),
-                *("--valid_data", str(few_pairs), "--batch_size", "32", "--max_steps", "3"),
-                *("--lr", "1e-3", "--eval_steps", "3", "--output_dir", str(run), "--precision", "fp32"),
+                *("--valid_data", str(few_pairs), "--batch_size", "32", "--max_steps", "2", "--select_by", "last"),
+                *("--lr", "1e-3", "--eval_steps", "2", "--output_dir", str(run), "--precision", "fp32"),
             ]
         )
         losses = [line.split(",")[2] for line in (run / "log.csv").read_text().splitlines()[2:]]
@@ -509,11 +529,26 @@ def test_every_family_trains_is_scored_and_searches(family, few_pairs, tmp_path,
         both = [load_encoder(path) for path in (run / "model", run / "nli_checkpoint.pt")]
         sentences = ["비가 온다.", "환불하고 싶어요"]
         assert torch.equal(both[0].encode(sentences), both[1].encode(sentences))
+        for (name, weight), start in zip(both[0].named_parameters(), load_encoder(folder, pooling).parameters()):
+            assert weight.ndim == 1 or not torch.equal(weight, start), name
+        if pooling != poolings[0]:
+            continue
         capsys.readouterr()
         evaluate.main(["--model", str(run), "--test_data", str(few_pairs)])
         assert f"| {run} |" in capsys.readouterr().out
         SemanticSearch.main(["--model", str(run)])
         assert capsys.readouterr().out.count("Score:") == 15
+
+
+def test_albert_has_no_pooler_as_berts(tmp_path, few_pairs, fails, capsys):
+    """Its pooler is a layer to which the model itself gives [CLS]."""
+    config = transformers.AlbertConfig(vocab_size=12_000, embedding_size=16, pad_token_id=0, **SMALL)
+    transformers.AlbertModel(config).save_pretrained(tmp_path / "albert")
+    load_tokenizer(MINI).save_pretrained(tmp_path / "albert")
+    argv = ["--model", str(tmp_path / "albert"), "--test_data", str(few_pairs)]
+    assert "AlbertModel has no pooler as BERT's; choose one of cls, mean" in fails(evaluate.main, argv)
+    evaluate.main([*argv, "--pooling", "mean"])
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_t5_and_bart_are_their_encoders(tmp_path):

@@ -51,6 +51,13 @@ def test_report_of_nli_rows(tmp_path, report):
     assert "rows that repeat an earlier one: 1, as in: 비가 온다. | 날씨가 궂다." in out
 
 
+def test_json_that_holds_no_rows_is_shown_as_it_is(tmp_path, report, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"anchor": "가", "positive": "나", "negative": "다"}, 1, None, [True]]
+    out = report(write(tmp_path / "x.json", json.dumps(rows)), "--on_bad_row", "skip")
+    assert "rows 4: 1 usable, 3 dropped" in out
+
+
 def test_clean_drops_debris_by_named_rules(tmp_path, report):
     path = write(tmp_path / "nli.tsv", NLI_TEXT)
     out = report(path, "--clean", "--output", tmp_path / "out.tsv", "--pairing", "all")

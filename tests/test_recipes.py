@@ -2,9 +2,9 @@
 
 import json
 import re
+import runpy
 import shlex
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 import train
 from data.files import read_json
 from recipes.__main__ import RECIPES, fill, main, parse_flags, read_recipe, stages_of
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import ROOT, SAMPLE, stop_at
 
 NAMES = (
     *("kosbert-skt", "kosbert", "kosroberta", "kosentencebart", "kosentencet5", "kosimcse-bert-skt", "kosimcse-bert"),
@@ -60,7 +60,7 @@ def test_recipes_resolve(name, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_run_on_a_tiny_model(name, data, tiny_bert, tmp_path, capsys):
     output = tmp_path / "output"
-    more = ["--max_steps", "2", "--eval_steps", "2", "--max_len", "50"]
+    more = ["--max_steps", "1", "--eval_steps", "1", "--max_len", "50"]
     main([name, "--model", str(tiny_bert), "--output_dir", str(output), *data, "--", *more])
     stages = [stage for stage, _ in read_recipe(RECIPES[name])]
     assert all((output / stage / "nli_checkpoint.pt").is_file() for stage in stages)
@@ -93,23 +93,23 @@ def test_what_a_recipe_sets_is_not_set_behind_the_dashes(words, fails):
     assert f"{words[0]} behind --" in fails(main, ["kosimcse-bert", "--dry_run", "--", *words])
 
 
-def test_a_stopped_recipe_says_how_to_go_on_and_does(data, tiny_bert, tmp_path, capsys):
-    """As a process of its own; scores of an earlier call stay."""
+def test_a_stopped_recipe_says_how_to_go_on_and_does(data, tiny_bert, tmp_path, capsys, monkeypatch):
+    """As by `python -m recipes`; scores of an earlier call stay."""
     output = tmp_path / "output"
-    command = [sys.executable, "-m", "recipes", "kosbert", "--model", str(tiny_bert), "--output_dir", str(output)]
-    command += [*data, "--", "--max_steps", "100", "--eval_steps", "100", "--batch_size", "4", "--max_len", "50"]
-    last = ""
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("step 0"):
-                process.send_signal(signal.SIGTERM)
-            last = line
-    assert process.returncode == 143, last
-    advice = shlex.split(last.strip().split("go on with: python ")[1])
+    argv = ["kosbert", "--model", str(tiny_bert), "--output_dir", str(output), *data]
+    argv += ["--", "--max_steps", "4", "--eval_steps", "4", "--batch_size", "4", "--max_len", "50"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["recipes", *argv])
+        stop_at(2, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_module("recipes", run_name="__main__", alter_sys=True)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 143, last
+    advice = shlex.split(last.split("go on with: python ")[1])
     assert advice[:3] == ["-m", "recipes", "kosbert"] and advice[-1] == "--resume"
     (output / "scores.json").write_text("mine")
     main(advice[2:])
-    assert "going on after step" in capsys.readouterr().err
+    assert "going on after step 2" in capsys.readouterr().err
     assert (output / "scores-1.json").read_text() == "mine" and read_json(output / "scores.json", kind=list)
 
 
@@ -130,3 +130,8 @@ def test_what_is_missing_is_named(fails, data, tmp_path):
     assert "--sentences FILE" in fails(main, ["kosimcse-unsup-bert", "--kornlu", tmp_path])
     message = fails(main, ["kosbert", "--kornlu", tmp_path])
     assert message.startswith("recipes: error: ") and "KorSTS/sts-test.tsv: no such file" in message
+    argv = ["kosbert", *data, "--sts_train", tmp_path / "nowhere.tsv", "--output_dir", tmp_path / "o"]
+    assert "nowhere.tsv: no such file" in fails(main, argv)  # of the second stage, before the first one
+    assert not (tmp_path / "o").exists()
+    two = ["--sts_test", SAMPLE / "test_sts.tsv", SAMPLE / "valid_sts.tsv", "--seeds", "1", "2"]
+    assert "name one with --sts_test" in fails(main, ["kosbert", *data, *two])

@@ -138,6 +138,7 @@ BAD_FLAGS = [
     (train, train_with(dropout="x"), "'x' is not a number from 0"),
     (train, train_with(device="cuda:99"), "'cuda:99' is not a device of this machine"),
     (train, train_with(device="cuda:-1"), "'cuda:-1' is not a device of this machine"),
+    (train, train_with(device="cuda:"), "'cuda:' is not a device of this machine"),
     (train, train_with(device="meta"), "'meta' is not a device of this machine"),
     (train, train_with(patience="1", select_by="last"), "--patience: stops where scores rise no more"),
     (
@@ -275,10 +276,11 @@ def test_kornlu_is_found_by_default(tiny_bert, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n") == 3
 
 
-def test_data_benchmark(capsys):
+def test_data_benchmark(capsys, monkeypatch):
     pytest.importorskip("datasets", reason="the peer side needs datasets, requirements-extra.txt")
     from benchmarks import data
 
+    monkeypatch.setattr(data.subprocess, "run", in_this_process)
     data.main(["--rows", "600", "--runs", "1"])
     out = capsys.readouterr().out
     (ours,) = set(re.findall(r"triplets (\d+)", out))  # both sides pair the same number

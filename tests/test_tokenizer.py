@@ -1,6 +1,7 @@
 """KoBERT's tokenizer: ids, both circulating files, and the ways of a Hugging Face tokenizer."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -216,13 +217,13 @@ def in_child(work):
 
 
 def test_processes_that_build_the_same_cache_at_once(vocabulary_files, sample_sentences, tmp_path, monkeypatch):
-    """All are ready to rename at the same moment; all get the tokens, one folder is left."""
+    """All begin to write at the same moment; all get the tokens, one folder is left, and nothing half in it."""
     tokenizer = load_tokenizer(vocabulary_files[0])
     expected = tokenize(sample_sentences, tokenizer, 20)
-    start = time.time() + 0.5
+    everybody = multiprocessing.get_context("fork").Barrier(6, timeout=600)
 
     def together(folder, tokens, write=tokenize_module._write_cache):
-        time.sleep(max(0, start - time.time()))
+        everybody.wait()
         write(folder, tokens)
 
     monkeypatch.setattr(tokenize_module, "_write_cache", together)
@@ -234,7 +235,8 @@ def test_processes_that_build_the_same_cache_at_once(vocabulary_files, sample_se
 
     children = [in_child(work) for _ in range(6)]
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
-    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
+    (folder,) = (tmp_path / "cache" / "tokens").iterdir()
+    assert {file.name for file in folder.iterdir()} == {"ids.npy", "offsets.npy"}
 
 
 def test_a_killed_build_does_no_harm_and_is_cleared_later(vocabulary_files, sample_sentences, tmp_path, monkeypatch):
@@ -242,13 +244,13 @@ def test_a_killed_build_does_no_harm_and_is_cleared_later(vocabulary_files, samp
     expected = tokenize(sample_sentences, tokenizer, 20)
     folder = tmp_path / "cache" / "tokens"
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: time.sleep(60))  # the child hangs with the first file half safe
+        patch.setattr(os, "fsync", lambda file: signal.pause())  # the child hangs with the first file half safe
         pid = in_child(lambda: cached_tokens(sample_sentences, tokenizer, 20))
-        while not list(folder.glob("building-*/ids.npy")):
+        while not list(folder.glob("*/.ids.npy.*.partial")):
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    (leftover,) = folder.iterdir()
+    (leftover,) = folder.glob("*/.*")
     tokens = cached_tokens(sample_sentences, tokenizer, 20)
     assert (tokens.ids == expected.ids).all() and leftover.exists()  # it could be another process's, at work
     os.utime(leftover, (0, 0))

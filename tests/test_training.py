@@ -23,7 +23,7 @@ from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS
 from model.microbatch import Encode, cut_by_length
-from model.objectives import SimCSE
+from model.objectives import SimCSE, make_objective
 from model.pooling import POOLINGS, states_to_pool
 from model.progress import LOG_COLUMNS
 from model.states import States
@@ -134,6 +134,20 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, pa
     encode = Encode(encoder, tokens, 100)
     other = gradients(encoder, simcse(encode, examples))
     assert not all(torch.equal(found[0][name], other[name]) for name in other)  # dropout was on
+
+
+@pytest.mark.parametrize("name", ["simcse-unsup", "mlm"])
+def test_cached_gradients_of_other_objectives(tiny_bert, batch, name):
+    _, sentences, tokens, _ = batch
+    encoder = load_encoder(tiny_bert, "mean", dropout=0.3, training=True).train()
+    objective = make_objective(name, encoder, tokens, [32], 0.05, 1.0, mask_duplicates=False)
+    plain, cached = {}, {}
+    for cache_gradients, found in ((False, plain), (True, cached)):
+        torch.manual_seed(1)
+        encode = Encode(encoder, tokens, 100, cache_gradients)
+        found.update(gradients(encoder, objective(encode, np.arange(len(sentences))[:, None])))
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-7, rtol=1e-5)
 
 
 def test_cached_gradients_hold_nothing_of_attention(tiny_bert, batch):
@@ -354,7 +368,8 @@ def test_a_run_leaves_everything(train_flags, tmp_path, capsys):
 
 def test_same_seed_same_weights(train_flags, tmp_path):
     def weights(folder, seed):
-        train.main([*train_flags, "--output_dir", str(tmp_path / folder), "--seed", seed])
+        flags = ["--output_dir", str(tmp_path / folder), "--seed", seed, "--max_steps", "2", "--select_by", "last"]
+        train.main([*train_flags, *flags])
         return load_encoder(tmp_path / folder).state_dict()
 
     first, second, other = weights("a", "1"), weights("b", "1"), weights("c", "2")
@@ -371,14 +386,14 @@ def test_nothing_in_the_way_is_overwritten(train_flags, tmp_path, capsys):
     (run / ".building-x").mkdir()  # left by a run that was killed while it saved
     (run / ".nli_checkpoint.pt.123.partial").write_text("half")
     (run / ".log.csv.swp").write_text("an editor's")
-    train.main(train_flags)
+    train.main([*train_flags, "--max_steps", "2"])
     assert [file.name for file in run.glob(".*")] == [".log.csv.swp"]
     assert f"what was there is kept in {run / 'previous-1'}" in capsys.readouterr().err
     assert torch.load(run / "previous-1" / "nli_checkpoint.pt") == {"model": {}}
     assert (run / "previous-1" / "log.csv").read_text() == (run / "notes.txt").read_text() == "mine"
 
     first = load_encoder(run).state_dict()
-    train.main([*train_flags, "--model", str(run), "--epochs", "1"])  # the run before is a run folder of its own
+    train.main([*train_flags, "--model", str(run), "--max_steps", "1"])  # the run before is a run folder of its own
     kept = load_encoder(run / "previous-2").state_dict()
     assert all(torch.equal(first[key], kept[key]) for key in first)
 
@@ -390,6 +405,7 @@ def test_the_repository_is_no_run_folder(train_flags, fails):
 
 
 def test_training_goes_on_from_a_run_folder(train_flags, tmp_path, capsys):
+    train_flags += ["--max_steps", "2"]
     train.main(train_flags)
     capsys.readouterr()
     unsaid = [flag for flag in train_flags if flag not in ("--pooling", "mean")]  # then as the run's, which is saved
