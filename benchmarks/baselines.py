@@ -6,7 +6,7 @@
 STS files: cosine Spearman x100. Groups (a file of group, sentence): every sentence asks for the others of its group
 among all sentences of the file; P@1 is how often the nearest is one, MAP the mean average precision, x100.
 --static tunes word vectors alone (START from recipes.mini.make_start, DATA from recipes.mini.make_data), one training a
-seed. Needs scikit-learn (requirements-test.txt).
+seed. Needs scikit-learn (requirements-extra.txt).
 """
 
 import argparse

@@ -11,6 +11,9 @@ import torch
 import transformers
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel, ElectraConfig, ElectraModel
 
+import evaluate
+import SemanticSearch
+from data.dataloader import convert_to_tensor, example_model_setting
 from data.errors import RunError, UserError
 from model import checkpoint
 from model.checkpoint import load_encoder, save_encoder
@@ -92,6 +95,18 @@ def test_published_layout(published, tiny_bert, vocabulary_files, sample_sentenc
     mean = load_encoder(published, tokenizer=vocabulary_files[0], pooling="mean")
     expected = load_encoder(tiny_bert, pooling="mean").encode(sample_sentences[:5])
     assert torch.equal(mean.encode(sample_sentences[:5]), expected)
+
+
+def test_published_layout_through_the_scripts(published, vocabulary_files, few_pairs, monkeypatch, capsys):
+    """The tokenizer by flag, or in the README's demo by the environment variable."""
+    monkeypatch.setenv("KOSIMCSE_TOKENIZER", str(vocabulary_files[0]))
+    model, transform, device = example_model_setting(str(published))
+    expected = load_encoder(published, tokenizer=vocabulary_files[0]).encode("비가 온다.")
+    assert torch.equal(model.encode(convert_to_tensor(["비가 온다."], transform), device), expected)
+    argv = ["--model", str(published), "--tokenizer", str(vocabulary_files[0])]
+    evaluate.main([*argv, "--test_data", str(few_pairs)])
+    SemanticSearch.main(argv)
+    assert capsys.readouterr().out.count("Score:") == 15
 
 
 def test_published_layout_at_kobert_size(shared, tmp_path, sample_sentences):

@@ -1,6 +1,7 @@
 """How mini was made: nothing that is measured is trained on, and every stage against a slow version."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from data.tokenize import Tokens, load_tokenizer, tokenize
 from model.checkpoint import MINI, load_encoder, save_encoder
 from model.metrics import evaluate_sts
 from recipes.mini import average, make_data, make_pairs, make_start, static
-from tests.conftest import SAMPLE
+from tests.conftest import ROOT, SAMPLE
 
 KORSTS = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
 
@@ -59,6 +60,13 @@ def korean(tmp_path):
         (tmp_path / "korean" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "korean" / name).write_text(text, encoding="utf-8")
     return tmp_path / "korean", {make_data.key(sentence) for sentence in held_out}
+
+
+def test_search_as_the_readme_shows_it():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    namespace = {}
+    exec(blocks[0], namespace)
+    assert namespace["embeddings"].shape == (3, 256) and namespace["scores"].argmax() == 1
 
 
 def test_what_is_held_out_is_in_no_training_file(korean, tmp_path):

@@ -4,7 +4,7 @@
 
 A piece's vector is its row of the first 256 singular directions of the pieces' positive pointwise mutual information
 (Levy, Goldberg and Dagan 2015, Improving Distributional Similarity with Lessons Learned from Word Embeddings, sections
-2 and 3; contexts smoothed by 0.75, singular values to the power 0.5). Needs scikit-learn (requirements-test.txt).
+2 and 3; contexts smoothed by 0.75, singular values to the power 0.5). Needs scikit-learn (requirements-extra.txt).
 """
 
 import argparse
