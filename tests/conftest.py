@@ -4,12 +4,14 @@ Fixtures import what they need, so that the process which only hands out tests t
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # of this process and those it starts, before torch reads it: tiny models need no more, and threads survive no fork
 os.environ["OMP_NUM_THREADS"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with Ctrl-C ignored
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("KOSIMCSE_SHARED", ROOT.parent / "shared")).resolve()

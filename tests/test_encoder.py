@@ -106,7 +106,7 @@ def test_impossible_settings_are_refused_with_the_choices(tiny_bert):
     electra = ElectraModel(
         ElectraConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     )
-    with pytest.raises(UserError, match="ElectraModel has no pooler; choose one of cls, mean$"):
+    with pytest.raises(UserError, match="ElectraModel has no pooler as BERT's; choose one of cls, mean$"):
         SentenceEncoder(electra, tokenizer, "pooler")
     with pytest.raises(UserError, match="ElectraModel has one layer; choose one of cls, mean$"):
         SentenceEncoder(electra, tokenizer, "mean_top2")
