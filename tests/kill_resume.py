@@ -35,7 +35,7 @@ from model.run_folder import LOG_FILE, METRICS_FILE, STATES_FOLDER
 from model.states import States
 from tests.conftest import SAMPLE
 
-STEPS = 12
+STEPS = 8
 
 
 def main(argv=None):
@@ -90,10 +90,10 @@ def make_model(folder):
 
 
 def flags(folder, run):
-    """Of train.py, for 12 steps with a state every second one."""
+    """Of train.py, for STEPS steps with a state every second one."""
     return [
         *("--model", str(folder / "tiny"), "--train_data", str(folder / "train_nli.tsv"), "--pooling", "mean"),
-        *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "30", "--epochs", "3", "--lr", "1e-3"),
+        *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "30", "--epochs", "2", "--lr", "1e-3"),
         *("--eval_steps", "4", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
     ]
 

@@ -402,8 +402,8 @@ def test_nli_accuracy_benchmark(tiny_bert, tmp_path, capsys):
     file = tmp_path / "nli.tsv"
     lines = ["sentence1\tsentence2\tgold_label", *map("\t".join, rows)]
     file.write_text("\n".join(lines), encoding="utf-8")
-    flags = ["--model", str(tiny_bert), "--train_data", *[str(file)] * 20, "--test_data", str(file), "--lr", "3e-3"]
+    flags = ["--model", str(tiny_bert), "--train_data", *[str(file)] * 10, "--test_data", str(file), "--lr", "3e-3"]
     nli_accuracy.main([*flags, "--seeds", "1"])
     first, *accuracies = capsys.readouterr().out.splitlines()
-    assert first.startswith("3,840 rows to train on, 192 to test on")
+    assert first.startswith("1,920 rows to train on, 192 to test on")
     assert [float(line.split(": ")[1].split()[0]) for line in accuracies] == [100.0, 100.0]

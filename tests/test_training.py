@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 
 import train
 from data.errors import RunError
 from data.nli import read_triplets
-from data.tokenize import tokenize
+from data.tokenize import load_tokenizer, tokenize
 from model.attention import Group
 from model.checkpoint import load_encoder
 from model.losses import contrastive_loss
@@ -187,11 +187,14 @@ def test_precision(monkeypatch):
     assert resolve_precision("bf16", cpu) == "bf16" and resolve_precision("auto", torch.device("mps")) == "fp32"
 
 
-def test_compile(tiny_bert, batch):
+def test_compile(tiny_bert, batch, tmp_path):
     """One compilation serves sentences of every length, dropout included; the step is the eager one's."""
     _, _, tokens, examples = batch
+    torch.manual_seed(0)
+    BertModel(BertConfig.from_pretrained(tiny_bert, num_hidden_layers=1)).save_pretrained(tmp_path)  # half the time
+    load_tokenizer(tiny_bert).save_pretrained(tmp_path)
     counter = CompileCounter()
-    encoder = load_encoder(tiny_bert, dropout=0.0, training=True).train()
+    encoder = load_encoder(tmp_path, dropout=0.0, training=True).train()
     encode = Encode(encoder, tokens, 200)
     expected = gradients(encoder, simcse(encode, examples))
     encoder.compile(dynamic=True, backend=counter)
@@ -205,7 +208,7 @@ def test_compile(tiny_bert, batch):
     assert counter.frame_count <= compilations + 1 and compilations > 0
     torch.compiler.reset()
     counter = CompileCounter()
-    encoder = load_encoder(tiny_bert, dropout=0.3, training=True).train()
+    encoder = load_encoder(tmp_path, dropout=0.3, training=True).train()
     encoder.compile(dynamic=True, backend=counter, fullgraph=True)
     first, second = (Encode(encoder, tokens, 200)(examples[:4, 0]) for _ in range(2))
     assert counter.frame_count > 0 and not torch.equal(first, second)
