@@ -24,7 +24,8 @@ setup() {
   if [ "$(cat .venv/current 2>/dev/null || true)" != "$current" ]; then
     echo "== installing requirements.txt into .venv (once) =="
     "$python" -m venv .venv || fail "cannot make .venv (on Debian and Ubuntu: apt install python3-venv)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    # not compiled: Python does that at the first import, and most modules are never imported
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
     echo "$current" >.venv/current
   fi
 }
