@@ -25,12 +25,13 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork
 
 import torch
+from sentencepiece import SentencePieceTrainer
 from tqdm import tqdm
-from transformers import AutoConfig, BertModel
+from transformers import BertConfig, BertModel
 
 import train
-from data.tokenize import load_tokenizer
-from model.checkpoint import CHECKPOINT_FILE, MINI, MODEL_FOLDER
+from data.kobert_tokenizer import KoBERTTokenizer
+from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER
 from model.run_folder import LOG_FILE, METRICS_FILE, STATES_FOLDER
 from model.states import States
 from tests.conftest import SAMPLE
@@ -80,13 +81,15 @@ def main(argv=None):
 
 
 def make_model(folder):
-    """A BERT of 2 layers x 32 with mini's vocabulary."""
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(
-        MINI, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    """A BERT of 2 layers x 32 with a vocabulary of 1,000 pieces, so that what is saved is small."""
+    SentencePieceTrainer.train(
+        input=str(SAMPLE / "train_nli.tsv"), model_prefix=str(folder), vocab_size=1000, minloglevel=2
     )
-    BertModel(config).save_pretrained(folder)
-    load_tokenizer(MINI).save_pretrained(folder)
+    tokenizer = KoBERTTokenizer.from_pretrained(folder.with_suffix(".model"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=1, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def flags(folder, run):
