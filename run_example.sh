@@ -24,8 +24,9 @@ setup() {
   if [ "$(cat .venv/current 2>/dev/null || true)" != "$current" ]; then
     echo "== installing requirements.txt into .venv (once) =="
     "$python" -m venv .venv || fail "cannot make .venv (on Debian and Ubuntu: apt install python3-venv)"
-    # not compiled: Python does that at the first import, and most modules are never imported
+    # pip would compile every module of every package; Python compiles what is imported, here for the first time
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+    .venv/bin/python -c "import SemanticSearch, train"
     echo "$current" >.venv/current
   fi
 }

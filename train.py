@@ -14,10 +14,11 @@ import hashlib
 import importlib.util
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
+import transformers
 
 from data import flags
 from data.download import KORNLI_TRAIN, KORSTS_DEV, default_files
@@ -124,7 +125,7 @@ def main(argv=None):
     args = parse_flags(argv)
     specifications = training_tasks(args)
     args.valid_data = args.valid_data or default_files(KORSTS_DEV, flag="--valid_data")
-    require_files([file for *_, files in specifications for file in files] + args.valid_data)
+    require_files([*training_files(specifications), *args.valid_data])
     check_run_folder(args.output_dir)
     start, output = Path(args.model).resolve(), Path(args.output_dir).resolve()
     if args.resume and start.exists() and start.is_relative_to(output):
@@ -158,6 +159,10 @@ def training_tasks(args):
     if not sum(weight for _, weight, _, _ in args.task):
         raise UserError("--task: the weights sum to 0; give one of them a weight above 0")
     return args.task
+
+
+def training_files(specifications):
+    return [file for *_, files in specifications for file in files]
 
 
 def run_training(args, specifications):
@@ -244,10 +249,10 @@ def describe(args, specifications, precision, tasks, sentences):
         "precision": precision,
         "processes": distributed.world_size(),
         "sentences": sentences,
-        "data_sha256": {file: sha256(file) for *_, files in [*specifications, [args.valid_data]] for file in files},
+        "data_sha256": {file: sha256(file) for file in [*training_files(specifications), *args.valid_data]},
         "versions": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("torch", "transformers", "numpy")},
+            **{module.__name__: module.__version__ for module in (torch, transformers, np)},
         },
     }
 

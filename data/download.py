@@ -195,6 +195,7 @@ def parse_flags(argv):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
+    # no blanks, and brackets around an IPv6 address alone: else urllib raises what is no OSError, or tries for long
     if not args.mirror.isascii() or not re.fullmatch(r"https?://(\[[0-9a-f:]+\])?[^\s\[\]]*", args.mirror):
         raise UserError(f"--mirror {args.mirror}: not an http:// or https:// address; a folder is named with --from")
     if args.source and not args.source.is_dir():

@@ -49,9 +49,10 @@ class Dropped:
         # in the order of the files: rows that a table's opening looks at come ahead of their turn
         files = list(dict.fromkeys(file for file, *_ in self.rows))
         rows = sorted(self.rows, key=lambda row: (files.index(row[0]), row[1] or 0))
-        path = Path(folder) / REJECTED_FILE
-        path = unused_path(folder, "rejected_rows-{}.jsonl") if path.exists() else path
-        with path.open("x", encoding="utf-8") as file:
+        target = Path(folder) / REJECTED_FILE
+        if target.exists():
+            target = unused_path(target.parent, "rejected_rows-{}.jsonl")
+        with target.open("x", encoding="utf-8") as file:
             for path, number, reason, row in rows:
                 record = {"file": path, "number": number, "reason": reason, "row": row}
                 # ASCII: what could not be decoded can still be written

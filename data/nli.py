@@ -82,7 +82,7 @@ class Corpus:
     """The usable rows of any number of NLI and triplet files, as numbers of their sentences.
 
     Attributes:
-        index: {sentence: its number}, in order of appearance.
+        index: {sentence: its number}, in order of appearance; one that is given goes on being filled.
     """
 
     def __init__(self, index=None):

@@ -16,7 +16,7 @@ from model.layers import replace_layer_norm
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 OFFSET_POSITIONS = (
     *("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm", "mpnet"),
-    *("longformer", "data2vec-text", "xmod", "ibert", "luke", "esm"),
+    *("longformer", "data2vec-text", "xmod", "ibert", "luke"),
 )
 
 

@@ -140,7 +140,7 @@ def main(argv=None):
     require_files(args.sts_test)
     for _, flags_of_train in trainings[0]:  # of the last stage, too, before the first one's hours
         stage = train.parse_flags(flags_of_train)
-        require_files([*stage.valid_data, *(file for *_, files in train.training_tasks(stage) for file in files)])
+        require_files([*stage.valid_data, *train.training_files(train.training_tasks(stage))])
     for stages in trainings:
         previous = None
         for run, flags_of_train in stages:

@@ -272,6 +272,21 @@ def test_every_process_is_told_that_the_folder_is_taken(tmp_path):
         assert on_processes(2, refused) == [0, 0]
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name in distributed.TORCHRUN:
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="no GPU for process 3: --nproc_per_node is at most 2 here"):
+        with distributed.processes(torch.device("cuda")):
+            pass
+
+
+def test_a_job_manager_that_sets_world_size_is_not_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with distributed.processes(torch.device("cpu")) as device:
+        assert device.type == "cpu" and distributed.world_size() == 1
+
+
 def test_one_process_gathers_for_nothing():
     embeddings = torch.randn(3, 2)
     assert distributed.gather(embeddings, 3) is embeddings
