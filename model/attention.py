@@ -39,7 +39,7 @@ class Attention(nn.Module):
         if blocks is None:
             mask = None if attention_mask is None else attention_mask[:, :, kept]
             attended = self._attend(*self._project(asking, states), mask, dropout)
-        elif dropout and groups is not None:
+        elif groups is not None:
             attended = self._attend_in_groups(None if all_ask else asking[0], states[0], groups, dropout)[None]
         else:
             sizes = [n * length for n, length in blocks]
@@ -81,6 +81,7 @@ class Group:
         sentences, tokens: slices, which of all sentences and of all their tokens they are.
         lengths: (n,) their tokens.
         heads: of the attention.
+        step: what "the longest" is rounded up to, a multiple of it.
 
     Attributes:
         shape: (n x heads, longest).
@@ -88,9 +89,9 @@ class Group:
         padding: int64, which of the n x heads x longest places are padding.
     """
 
-    def __init__(self, sentences, tokens, lengths, heads):
+    def __init__(self, sentences, tokens, lengths, heads, step=1):
         self.sentences, self.tokens, self.heads = sentences, tokens, heads
-        column = np.arange(lengths.max())
+        column = np.arange(-(-lengths.max() // step) * step)
         self._real = np.repeat(column < lengths[:, None], heads, axis=0)  # (n x heads, longest)
         self._token = (np.cumsum(lengths) - lengths)[:, None, None] + np.minimum(column, lengths[:, None] - 1)[:, None]
         self.shape = self._real.shape
@@ -114,17 +115,23 @@ class Group:
         return self._layouts[k]
 
 
-def group(lengths, heads):
+def group(lengths, heads, few_shapes=False):
     """Packed sentences, similar ones beside each other, as a list of Groups.
 
     Args:
         lengths: (n,) tokens of each sentence.
         heads: of the attention.
+        few_shapes: sentences, longest first, are grouped so that other batches' groups have the same shapes: the
+            next shorter ones fill a group up, and it is padded to a multiple of STEP.
     """
-    ends = np.cumsum(lengths)
-    first = np.flatnonzero(np.diff((lengths - 1) // STEP, prepend=-1))
-    parts = map(slice, first, [*first[1:], len(lengths)])
-    return [Group(x, slice(ends[x.start] - lengths[x.start], ends[x.stop - 1]), lengths[x], heads) for x in parts]
+    ends, n = np.cumsum(lengths), len(lengths)
+    stops = np.flatnonzero(np.diff((lengths - 1) // STEP, append=-1)) + 1
+    if few_shapes:
+        size = 2 ** max(0, n.bit_length() - 6)  # a 32nd to a 64th of the sentences
+        stops = np.unique(np.minimum(-(-stops // size) * size, n))
+    parts = map(slice, [0, *stops[:-1]], stops)
+    step = STEP if few_shapes else 1
+    return [Group(x, slice(ends[x.start] - lengths[x.start], ends[x.stop - 1]), lengths[x], heads, step) for x in parts]
 
 
 class GroupAttention(torch.autograd.Function):
@@ -136,7 +143,7 @@ class GroupAttention(torch.autograd.Function):
     Args (of `apply`):
         query: None, or (n, heads x d) where each sentence's first token alone asks.
         states: queries, if `query` is None, keys and values side by side: (tokens, 3 or 2 x heads x d).
-        groups: a list of Groups, all of the sentences.
+        groups: a list of Groups, all of the sentences; tokens behind them attend to nothing.
         d: size of a head.
         dropout: probability.
 
@@ -148,6 +155,8 @@ class GroupAttention(torch.autograd.Function):
     def forward(ctx, query, states, groups, d, dropout):
         k = 3 if query is None else 2
         attended = states.new_empty(len(states if query is None else query), states.shape[1] // k)
+        if query is None:
+            attended[groups[-1].tokens.stop :] = 0
         saved = []
         for g in groups:
             part = states[g.tokens].view(-1, d).index_select(0, g.layout(k)[0]).view(k, *g.shape, d)
@@ -162,7 +171,7 @@ class GroupAttention(torch.autograd.Function):
             else:
                 attended[g.sentences] = result.view(-1, attended.shape[1])
             saved += part, probabilities, kept, g.padding, g.layout(1)[0], g.layout(k)[1]
-        ctx.slices, ctx.k, ctx.d = [(g.sentences, g.tokens) for g in groups], k, d
+        ctx.slices, ctx.tokens, ctx.k, ctx.d = [(g.sentences, g.tokens) for g in groups], len(states), k, d
         ctx.save_for_backward(query, *saved)  # all tensors: --cache_gradients lets go of what is saved here, no other
         return attended
 
@@ -171,7 +180,8 @@ class GroupAttention(torch.autograd.Function):
     def backward(ctx, grad):
         query, *saved = ctx.saved_tensors
         k, d = ctx.k, ctx.d
-        states_grad = grad.new_empty(ctx.slices[-1][1].stop, k * grad.shape[1])
+        states_grad = grad.new_empty(ctx.tokens, k * grad.shape[1])
+        states_grad[ctx.slices[-1][1].stop :] = 0
         query_grad = None if query is None else torch.empty_like(query)
         for (sentences, tokens), i in zip(ctx.slices, range(0, len(saved), 6)):
             part, probabilities, kept, padding, rows, places = saved[i : i + 6]

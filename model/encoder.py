@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ from model import distributed
 from model.attention import group
 from model.layers import replace_dropout
 from model.microbatch import pad
-from model.packed import make_packable, pack, position_offset, positions
+from model.packed import filling, make_packable, pack, position_offset, positions
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
 
@@ -75,7 +76,7 @@ class SentenceEncoder(nn.Module):
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
         first_alone = self.pooling in FIRST_ALONE
-        states = states_to_pool(self._run_packed(ids, blocks, first_alone), self.pooling)[0]
+        states = states_to_pool(self._run_packed(ids, blocks, first_alone), self.pooling)[0, : len(ids)]
         if first_alone:  # (n, hidden)
             return self._pool(states.unsqueeze(1))
         states = states.split([n * length for n, length in blocks])
@@ -84,16 +85,22 @@ class SentenceEncoder(nn.Module):
     def token_states(self, ids, shape):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if isinstance(shape, list):
-            return self._run_packed(ids, shape).last_hidden_state[0]
+            return self._run_packed(ids, shape).last_hidden_state[0, : len(ids)]
         return self._run_padded(None, ids, shape).last_hidden_state
 
     def _run_packed(self, ids, blocks, first_alone=False):
-        """The backbone's outputs for packed tokens, or for the first of each sentence alone."""
+        """The backbone's outputs for packed tokens (filling may follow), or for the first of each sentence alone."""
+        config = self.bert.config
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
         where = positions(lengths)
         inputs = {"kept": torch.from_numpy(np.flatnonzero(where == 0)) if first_alone else None, "blocks": blocks}
-        inputs["groups"] = group(lengths, self.bert.config.num_attention_heads) if self.bert.training else None
-        where = torch.from_numpy(where + position_offset(self.bert.config))
+        if self.bert.training and config.attention_probs_dropout_prob:
+            # what computes products in bf16, oneDNN, makes a kernel for every new shape, and that takes its time
+            few_shapes = torch.is_autocast_enabled("cpu")
+            inputs["groups"] = group(lengths, config.num_attention_heads, few_shapes)
+            extra = filling(len(ids)) if few_shapes else 0
+            ids, where = F.pad(ids, (0, extra)), np.pad(where, (0, extra))
+        where = torch.from_numpy(where + position_offset(config))
         return self._run(input_ids=ids[None], position_ids=where[None], **inputs)
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):

@@ -60,3 +60,8 @@ def positions(lengths):
     """0, 1, ..., length - 1 for each sentence, one after the other: (total tokens,)."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+
+
+def filling(n):
+    """How many tokens to add to n, at most a 64th, so that micro-batches of about a size share theirs."""
+    return -n % 2 ** max(0, n.bit_length() - 7)

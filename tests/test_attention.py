@@ -28,11 +28,14 @@ def one_by_one(query, states, lengths, masks):
 
 @pytest.mark.parametrize("all_ask", [True, False])
 @pytest.mark.parametrize(
-    "lengths",
-    [[5], [8, 8], [30, 17, 16, 9, 8, 8, 3, 2, 1], [1, 2, 3, 20], [16, 4, 15]],
-    ids=lambda x: "-".join(map(str, x)),
+    "lengths, few_shapes",
+    [
+        *[([5], False), ([8, 8], False), ([1, 2, 3, 20], False), ([16, 4, 15], False)],
+        *[([30, 17, 16, 9, 8, 8, 3, 2, 1], few_shapes) for few_shapes in (False, True)],
+        ([25, 17, 17, 11] + [7] * 61, True),
+    ],
 )
-def test_groups_equal_one_by_one(lengths, all_ask, monkeypatch):
+def test_groups_equal_one_by_one(lengths, few_shapes, all_ask, monkeypatch):
     lengths, masks = np.array(lengths), []
 
     def recorded(shape, p, dtype):
@@ -42,14 +45,18 @@ def test_groups_equal_one_by_one(lengths, all_ask, monkeypatch):
 
     monkeypatch.setattr(attention, "draw_kept", recorded)
     torch.manual_seed(0)
-    states = torch.randn(lengths.sum(), (3 if all_ask else 2) * HEADS * D, dtype=torch.float64, requires_grad=True)
+    behind = 5  # tokens of no sentence
+    shape = lengths.sum() + behind, (3 if all_ask else 2) * HEADS * D
+    states = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     query = None if all_ask else torch.randn(len(lengths), HEADS * D, dtype=torch.float64, requires_grad=True)
     inputs = [states] if all_ask else [states, query]
-    found = GroupAttention.apply(query, states, group(lengths, HEADS), D, 0.3)
+    found = GroupAttention.apply(query, states, group(lengths, HEADS, few_shapes), D, 0.3)
     fell = torch.cat([mask.flatten() == 0 for mask in masks])
     assert fell.any() and not fell.all()
     masks = [mask[:, : n if all_ask else 1, :n] for mask, n in zip(masks, lengths)]
     expected = one_by_one(query, states, lengths, masks)
+    if all_ask:
+        expected = torch.cat([expected, torch.zeros(behind, HEADS * D)])
     torch.testing.assert_close(found, expected)
     ahead = torch.randn_like(expected)
     for ours, slow in zip(torch.autograd.grad(found, inputs, ahead), torch.autograd.grad(expected, inputs, ahead)):
@@ -63,6 +70,23 @@ def test_groups_are_of_similar_lengths_and_whole():
     assert [(g.sentences.start, g.sentences.stop) for g in groups] == [(0, 2), (2, 3), (3, 4), (4, 7)]
     assert [(g.tokens.start, g.tokens.stop) for g in groups] == [(0, 73), (73, 105), (105, 114), (114, 131)]
     assert [len(g.padding) for g in groups] == [2 * 7, 0, 0, 2 * 7]
+
+
+def test_few_shapes_are_few_and_cost_little():
+    rng = np.random.default_rng(0)
+    batches = [np.sort(np.minimum(rng.geometric(0.07, 384) + 5, 50))[::-1] for _ in range(50)]
+
+    def shapes_and_cost(few_shapes):
+        shapes = []
+        for lengths in batches:
+            groups = group(lengths, 4, few_shapes)
+            assert [g.sentences.start for g in groups] == [0] + [g.sentences.stop for g in groups[:-1]]
+            assert (groups[-1].sentences.stop, groups[-1].tokens.stop) == (384, lengths.sum())
+            shapes += [g.shape for g in groups]
+        return len(set(shapes)), sum(n * longest**2 for n, longest in shapes)
+
+    (plain, cost), (few, cost_of_few) = shapes_and_cost(False), shapes_and_cost(True)
+    assert few < plain / 3 and cost_of_few < 1.15 * cost
 
 
 def test_bf16_is_near_float32():
