@@ -215,18 +215,7 @@ def run_training(args, specifications):
             tasks,
             evaluate=lambda encoder: evaluate_sts(encode_dev, dev_tokens, dev.scores),
             run=run,
-            mix=args.mix,
-            epochs=args.epochs,
-            max_steps=args.max_steps,
-            lr=args.lr,
-            warmup_ratio=args.warmup_ratio,
-            weight_decay=args.weight_decay,
-            max_grad_norm=args.max_grad_norm,
-            eval_steps=args.eval_steps,
-            save_steps=args.save_steps,
-            patience=args.patience,
-            select_by=args.select_by,
-            seed=args.seed,
+            settings=args,
         )
     if best["step"] == 0:
         say("no evaluation was better than the one before the first step: what is saved is the model as it started")
@@ -234,7 +223,7 @@ def run_training(args, specifications):
     megabytes, where = peak_memory(args.device)
     say(
         f"best: step {best['step']}, dev {shown} {best[shown]:.2f}; {progress.seconds:,.0f} s of training, "
-        f"{progress.rate:,.1f} examples/s, peak {where} {megabytes:,.0f} MB; saved in {run.path}"
+        f"{progress.examples / progress.seconds:,.1f} examples/s, peak {where} {megabytes:,.0f} MB; saved in {run.path}"
     )
 
 

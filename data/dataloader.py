@@ -7,27 +7,18 @@ from model.utils import default_device
 
 
 def convert_to_tensor(corpus, transform):
-    """Sentences into the tensors that `model.encode` takes.
+    """n strings, or one, as {"input_ids", "attention_mask"}, (n, longest) int64 each: what `model.encode` takes.
 
-    Args:
-        corpus: n strings; one string counts as a list of one.
-        transform: the second result of `example_model_setting`.
-
-    Returns:
-        {"input_ids", "attention_mask"}: (n, longest) int64 each.
+    `transform` is the second result of `example_model_setting`.
     """
     return transform(corpus)
 
 
 def example_model_setting(model_ckpt):
-    """A trained model, ready to encode.
+    """(model, transform, device): a SentenceEncoder on `device`, what `convert_to_tensor` needs, a torch.device.
 
-    Args:
-        model_ckpt: anything `train.py --model` takes. The published checkpoint holds weights only: its tokenizer
-            is KoBERT's from the hub, or the file or folder that the environment variable KOSIMCSE_TOKENIZER names.
-
-    Returns:
-        (model, transform, device): a SentenceEncoder on `device`, what `convert_to_tensor` needs, a torch.device.
+    `model_ckpt` is anything `train.py --model` takes. The published checkpoint holds weights only: its tokenizer is
+    KoBERT's from the hub, or the file or folder that the environment variable KOSIMCSE_TOKENIZER names.
     """
     device = default_device()
     model = load_encoder(model_ckpt, tokenizer=os.environ.get("KOSIMCSE_TOKENIZER"))

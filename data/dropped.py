@@ -28,11 +28,7 @@ class Dropped:
             self.rows.append((str(path), number, reason, row))
 
     def bad(self, path, number, row, reason, message):
-        """Refuse a row that is wrong.
-
-        Raises:
-            UserError: `message` after file and line, unless bad rows are skipped.
-        """
+        """Refuse a row that is wrong: UserError, `message` after file and line, unless bad rows are skipped."""
         if not self.skip:
             raise UserError(f"{place(path, number)}: {message}")
         self.add(path, number, row, reason)

@@ -60,11 +60,7 @@ def place(path, number):
 
 @contextlib.contextmanager
 def write_atomically(path):
-    """A binary file to write that takes its name only when it is complete: temporary name, fsync, rename.
-
-    Raises:
-        OSError: the write failed; names `path`.
-    """
+    """A binary file that takes its name only when it is complete: temporary name, fsync, rename; OSErrors name it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -226,13 +222,10 @@ def _chunks(path, encoding):
     Bytes that are not in `encoding` come as lone surrogates, for `_lines` to find.
     """
     try:
-        is_text = codecs.lookup(encoding)._is_text_encoding  # "hex" and "zlib" are codecs too
         encoding = "utf-8" if codecs.lookup(encoding).name == "utf-8-sig" else encoding
-        finds_lines = is_text and "\n".encode(encoding) == b"\n"  # not so in UTF-16 and UTF-32
-    except (LookupError, ValueError):
-        is_text = False
-    if not is_text:
-        raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16")
+        finds_lines = "\n".encode(encoding) == b"\n"  # not so in UTF-16 and UTF-32
+    except (LookupError, ValueError):  # LookupError, too, for codecs that are not of text, such as "hex"
+        raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16") from None
     with Path(path).open("rb") as raw:
         is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
         file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
@@ -263,14 +256,10 @@ def _check_start(path, content, encoding):
         raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")
     if content.startswith(b"PAR1"):
         raise UserError(f"{path}: a Parquet file; name it .parquet")
-    if _is_utf8(encoding):
-        return
-    try:
-        is_utf8 = re.search("[가-힣]", content.decode("utf-8"))  # a syllable is 3 bytes there, 2 in cp949: no accident
-    except UnicodeDecodeError:
-        is_utf8 = False
-    if is_utf8:
-        raise UserError(f"{path}, line 1: not {encoding} but UTF-8; {_hint(encoding)}")
+    if not _is_utf8(encoding):
+        with contextlib.suppress(UnicodeDecodeError):
+            if re.search("[가-힣]", content.decode()):  # a syllable is 3 bytes there, 2 in cp949: no accident
+                raise UserError(f"{path}, line 1: not {encoding} but UTF-8; {_hint(encoding)}")
 
 
 def problem(text, encoding=None):

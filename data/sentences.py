@@ -12,17 +12,9 @@ PAIRS = Layout(
 
 
 def read_sentences(path, encoding="utf-8", columns=None, dropped=None):
-    """The sentences of a text file (one a line, blank lines left out) or of one column of a table.
+    """The sentences of a text file (one a line, blank lines left out) or of one column of a table: a list of strings.
 
-    Args:
-        path: the file; one whose name tells no format is text.
-        encoding, columns, dropped: see `Table`.
-
-    Returns:
-        A list of strings.
-
-    Raises:
-        UserError: the file is unreadable, has no such column, or a row is bad (unless skipped).
+    A file whose name tells no format is text; arguments and errors are those of `Table`.
     """
     table = Table(path, {"sentences": SENTENCES}, encoding, columns, dropped, default=".txt")
     return [sentence for (sentence,) in _whole_rows(table)]

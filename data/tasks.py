@@ -18,7 +18,7 @@ class Examples(NamedTuple):
 
 
 def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, pairing="one", negatives=1, seed=1234):
-    """Read files of one kind.
+    """`Examples` from files of one kind.
 
     Args:
         kind: one of KINDS.
@@ -26,9 +26,6 @@ def read_examples(kind, files, index, dropped, encoding="utf-8", columns=None, p
         index: {sentence: its number}; sentences that are new go into it.
         dropped: a `Dropped`; encoding, columns: see data.tables.Table.
         pairing, negatives, seed: of triplets, see data.nli.read_triplets; 0 negatives leave the contradictions out.
-
-    Returns:
-        `Examples`.
 
     Raises:
         UserError: a file is unreadable or of another kind, a row is bad (unless skipped), or nothing is left.

@@ -74,12 +74,9 @@ def load_tokenizer(name):
 
 
 def tokenize(sentences, tokenizer, max_len, show_progress=False):
-    """Token ids of a list of strings, special tokens included, cut at `max_len`.
+    """`Tokens` of a list of strings, in order: special tokens included, cut at `max_len`.
 
     Every sentence is normalised to Unicode NFC first: text typed on macOS arrives decomposed.
-
-    Returns:
-        `Tokens` of the sentences in order.
     """
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
     chunks, lengths = [np.zeros(0, dtype)], [np.zeros(1, np.int64)]

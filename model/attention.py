@@ -60,10 +60,8 @@ class Attention(nn.Module):
 
     def _attend_in_groups(self, asking, states, groups, dropout):
         """Packed states (tokens, hidden), and those that ask (n, hidden) if not all do."""
-        layers = [self.self.key, self.self.value]
-        query = None if asking is None else self.self.query(asking)
-        if query is None:
-            layers.insert(0, self.self.query)
+        layers = [self.self.query, self.self.key, self.self.value]
+        query = None if asking is None else layers.pop(0)(asking)
         if all(type(layer) is nn.Linear for layer in layers):  # nobody's adapters
             # one product: its input is read once
             states = F.linear(states, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))

@@ -49,16 +49,11 @@ class Interruption:
     def error(self, step, run):
         """The RunError to raise when the state after `step` is saved."""
         number = self.anywhere()
-        module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m recipes`
-        is_module = module is not None and module.origin == sys.argv[0]
-        program = ["-m", module.name.removesuffix(".__main__")] if is_module else sys.argv[:1]
-        command = shlex.join([*program, *sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])])
-        if distributed.world_size() == 1:
-            advice = f"go on with: python {command}"
-        else:
-            advice = f"go on with the same torchrun command and: {command}"
-        message = f"stopped by {signal.Signals(number).name} after step {step}, its state saved in {run.path}; {advice}"
-        error = RunError(message)
+        command = shlex.join(["python", *sys.orig_argv[1:], *([] if "--resume" in sys.orig_argv else ["--resume"])])
+        if distributed.world_size() > 1:
+            command = "the same torchrun command, with --resume"
+        saved = f"stopped by {signal.Signals(number).name} after step {step}, its state saved in {run.path}"
+        error = RunError(f"{saved}; go on with: {command}")
         error.exit_code = 128 + number  # as shells have it
         return error
 

@@ -25,9 +25,6 @@ def contrastive_loss(anchors, positives, negatives, temperature, hard_negative_w
         hard_negative_weight: alpha > 0, how often an example's own negatives count; 1 is off.
         left_out: (B, candidates) bool: candidates that a row's sum leaves out. Candidates are all positives, then all
             first negatives, then all second ones and so on.
-
-    Returns:
-        A scalar.
     """
     anchors = F.normalize(anchors.float(), dim=-1) / temperature
     candidates = F.normalize(torch.cat([positives, *negatives]).float(), dim=-1)
@@ -51,13 +48,9 @@ def contrastive_loss(anchors, positives, negatives, temperature, hard_negative_w
 
 
 def symmetric_contrastive_loss(a, b, temperature):
-    """The mean of `contrastive_loss` from a to b and from b to a: for pairs of equals.
+    """The mean of `contrastive_loss` from a to b and from b to a, (B, d) each: for pairs of equals.
 
     Radford et al. 2021, CLIP (arXiv:2103.00020), figure 3.
-
-    Args:
-        a, b: (B, d) each, any scale; row i of each belongs to pair i.
-        temperature: T > 0.
     """
     return (contrastive_loss(a, b, [], temperature) + contrastive_loss(b, a, [], temperature)) / 2
 

@@ -27,16 +27,13 @@ def states_to_pool(outputs, pooling):
 
 
 def pool(states, attention_mask, pooling, pooler=None):
-    """Sentence vectors from token states.
+    """Sentence vectors (n, hidden), not normalised, from token states.
 
     Args:
         states: (n, length, hidden); for "pooler" and "cls" only [CLS], the first, is looked at.
         attention_mask: (n, length), 1 for a token and 0 for padding; None where nothing is padded.
         pooling: one of POOLINGS.
         pooler: the backbone's, (n, length, hidden) -> (n, hidden), for "pooler".
-
-    Returns:
-        (n, hidden), not normalised.
     """
     if pooling == "pooler":
         return pooler(states)

@@ -70,11 +70,6 @@ class Progress:
         self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score:.2f}")
         return {"loss": mean, "lr": self.lr, "examples_per_second": self.window_examples / seconds}
 
-    @property
-    def rate(self):
-        """Examples a second, evaluations and saving not counted."""
-        return self.examples / max(self.seconds, 1e-9)
-
 
 def peak_memory(device):
     """(megabytes at most so far, of what) of the GPU, else of the process."""

@@ -51,25 +51,7 @@ def random_order(n, seed):
     return np.random.default_rng(seed).permutation(n)
 
 
-def train(
-    encode,
-    tasks,
-    evaluate,
-    run,
-    *,
-    mix="sum",
-    epochs,
-    max_steps=None,
-    lr,
-    warmup_ratio,
-    weight_decay,
-    max_grad_norm=None,
-    eval_steps,
-    save_steps,
-    patience=None,
-    select_by,
-    seed,
-):
+def train(encode, tasks, evaluate, run, settings):
     """Train an encoder in place, from `run`'s state if it has one; in the end it is the one that was best on dev.
 
     Args:
@@ -77,13 +59,9 @@ def train(
         tasks: a list of Task; an epoch is one pass over the first one's examples.
         evaluate: callable encoder -> {"avg": ..., CORRELATIONS...} on dev.
         run: a RunFolder: it keeps log, best checkpoint and states.
-        mix: "sum" adds the tasks' losses in every step, "alternate" takes one task after the other.
-        max_steps: steps to train for instead of `epochs`; the learning rate ends at 0 there.
-        max_grad_norm: gradients of a larger norm are scaled down to it.
-        eval_steps: evaluate every so many steps; also before the first step and after the last.
-        save_steps: save a state every so many steps; also after the last.
-        patience: stop after so many evaluations without a better score.
-        select_by: the key of `evaluate`'s result that the best checkpoint maximises, or "last" for the last one.
+        settings: has train.py's flags: mix, epochs, max_steps, lr, warmup_ratio, weight_decay, max_grad_norm,
+            eval_steps (also before the first step and after the last), save_steps (also after the last), patience,
+            select_by, seed.
 
     Returns:
         The best evaluation, {"step": ..., "avg": ..., ...}, and the Progress of the whole training.
@@ -92,18 +70,18 @@ def train(
         RunError: the loss became infinite or not a number, memory ran out, a signal asked to stop.
     """
     encoder = encode.encoder
-    turns = len(tasks) if mix == "alternate" else 1  # steps until a task comes again
+    turns = len(tasks) if settings.mix == "alternate" else 1  # steps until a task comes again
     steps_per_epoch = turns * tasks[0].steps_per_epoch
-    total_steps = max_steps or epochs * steps_per_epoch
-    warmup_steps = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
+    total_steps = settings.max_steps or settings.epochs * steps_per_epoch
+    warmup_steps = min(math.ceil(settings.warmup_ratio * total_steps), total_steps - 1)
     objectives = nn.ModuleList(task.objective for task in tasks)
     model = nn.ModuleDict({"encoder": encoder, "objectives": objectives})
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.broadcast(parameters)
-    torch.manual_seed(seed + distributed.rank())  # dropout's
-    shown = "cosine_spearman" if select_by == "last" else select_by
+    torch.manual_seed(settings.seed + distributed.rank())  # dropout's
+    shown = "cosine_spearman" if settings.select_by == "last" else settings.select_by
     model.train()  # `encode`, which evaluations call, leaves it so
 
     def evaluate_and_keep(step, best):
@@ -115,7 +93,7 @@ def train(
             tqdm.write(f"step {step}: dev {shown} {score:.2f}", file=sys.stderr)
         # nan (every embedding the same) is never better; the first evaluation is kept whatever it is
         better = best is None or score > best[shown] or (math.isnan(best[shown]) and not math.isnan(score))
-        if better or select_by == "last":
+        if better or settings.select_by == "last":
             best = {"step": step, **metrics}
             run.save_best(encoder, best)
         return metrics, best
@@ -138,15 +116,15 @@ def train(
             number, turn = divmod(step - 1, turns)
             loss, examples = 0.0, 0
             for i, task in enumerate(tasks) if turns == 1 else [(turn, tasks[turn])]:
-                batch = task.batch(number, seed=(seed, i) if i else (seed,))
+                batch = task.batch(number, seed=(settings.seed, i) if i else (settings.seed,))
                 labels = None if task.labels is None else task.labels[batch]
                 task_loss = task.weight * task.objective(encode, task.rows[batch], labels)
                 task_loss.backward()
                 loss += task_loss.detach()  # on the device: fetching it would wait for the GPU
                 examples += len(batch)
             distributed.average_gradients(parameters)
-            if max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            if settings.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             progress.step(step, loss, examples, schedule.get_last_lr()[0], best[shown])
@@ -154,7 +132,7 @@ def train(
 
             done = step == total_steps
             interrupted = interruption.anywhere()
-            evaluates, saves = done or step % eval_steps == 0, step % save_steps == 0
+            evaluates, saves = done or step % settings.eval_steps == 0, step % settings.save_steps == 0
             if evaluates or saves or interrupted or step % LOG_STEPS == 0:
                 row = progress.close_window()  # fetches the losses from the device, and looks at them
                 if evaluates or saves or interrupted:
@@ -162,9 +140,8 @@ def train(
                 if evaluates:
                     metrics, best = evaluate_and_keep(step, best)
                     row.update(metrics)
-                    done = done or (
-                        patience is not None and step // eval_steps - best["step"] // eval_steps >= patience
-                    )
+                    waited = step // settings.eval_steps - best["step"] // settings.eval_steps  # evaluations
+                    done = done or waited == settings.patience
                 run.log(step=step, epoch=1 + (step - 1) // steps_per_epoch, **row)
                 if saves or done or interrupted:
                     run.save_state(step, training_state(step, done, best, progress, model, optimizer, schedule))

@@ -362,7 +362,7 @@ def test_tasks_are_summed_or_alternate(fit, files):
 def test_mixes_step_by_step(tiny_bert, tmp_path):
     """Which batches meet which objective, and the weights of their losses."""
     from model.trainer import train as run_training
-    from tests.test_training import Recorder, metrics_of
+    from tests.test_training import SETTINGS, Recorder, metrics_of
 
     calls = []
 
@@ -384,22 +384,10 @@ def test_mixes_step_by_step(tiny_bert, tmp_path):
             Task(Spy("a", parameter), rows, np.arange(6) * 10, batch_size=2, weight=3.0),
             Task(Spy("b", parameter), rows, np.arange(6) * 100, batch_size=1, weight=0.5),
         ]
-        run = Recorder()
-        _, progress = run_training(
-            SimpleNamespace(encoder=encoder),
-            tasks,
-            lambda e: metrics_of(0.0),
-            run,
-            mix=mix,
-            epochs=1,
-            lr=1e-9,
-            warmup_ratio=0.0,
-            weight_decay=0.0,
-            eval_steps=10,
-            save_steps=10,
-            select_by="last",
-            seed=3,
-        )
+        run, evaluate = Recorder(), lambda e: metrics_of(0.0)
+        steps = {"mix": mix, "epochs": 1, "lr": 1e-9, "warmup_ratio": 0.0, "eval_steps": 10, "save_steps": 10}
+        settings = SimpleNamespace(**{**SETTINGS, **steps, "select_by": "last"})
+        _, progress = run_training(SimpleNamespace(encoder=encoder), tasks, evaluate, run, settings)
         assert [name for name, _, _ in calls] == expected
         assert sorted(sum((batch for name, batch, _ in calls if name == "a"), [])) == list(range(6))
         for name, batch, labels in calls:

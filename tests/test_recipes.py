@@ -100,6 +100,7 @@ def test_a_stopped_recipe_says_how_to_go_on_and_does(data, tiny_bert, tmp_path, 
     argv += ["--", "--max_steps", "4", "--eval_steps", "4", "--batch_size", "4", "--max_len", "50"]
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["recipes", *argv])
+        patch.setattr(sys, "orig_argv", ["python", "-m", "recipes", *argv])
         stop_at(2, patch, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(SystemExit) as exit_info:
             runpy.run_module("recipes", run_name="__main__", alter_sys=True)

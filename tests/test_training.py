@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,6 +274,7 @@ class Recorder:
 
 
 SETTINGS = {
+    **{"mix": "sum", "max_steps": None, "max_grad_norm": None, "patience": None},
     "lr": 1e-3,
     "warmup_ratio": 0.25,
     "weight_decay": 0.01,
@@ -285,7 +287,8 @@ SETTINGS = {
 
 def fit(encoder, tokens, examples, objective, evaluate, run, epochs):
     task = Task(objective, examples, None, batch_size=5)
-    return run_training(Encode(encoder, tokens, 200), [task], evaluate, run, epochs=epochs, **SETTINGS)
+    settings = SimpleNamespace(**SETTINGS, epochs=epochs)
+    return run_training(Encode(encoder, tokens, 200), [task], evaluate, run, settings)
 
 
 def metrics_of(score):
