@@ -67,7 +67,8 @@ def main(argv=None):
             if not results:  # a Markdown table, columns as in the README
                 print("| Model |" + " Data |" * several + "".join(f" {column} |" for column in COLUMNS))
                 print("|---|" + "---|" * several + ":---:|" * len(COLUMNS), flush=True)
-            results.append({"model": name, "data": file, "rows": len(pairs.scores), **scores})
+            cut = {"dim": args.dim} if args.dim else {}
+            results.append({"model": name, "data": file, "rows": len(pairs.scores), **cut, **scores})
             cells = [name, *[file] * several, *(f"{scores[key]:.2f}" for key in ("avg", *CORRELATIONS))]
             print("| " + " | ".join(cells) + " |", flush=True)
             if math.isnan(scores["avg"]):

@@ -128,10 +128,12 @@ def main(argv=None):
     require_files([*training_files(specifications), *args.valid_data])
     check_run_folder(args.output_dir)
     start, output = Path(args.model).resolve(), Path(args.output_dir).resolve()
-    if args.resume and start.exists() and start.is_relative_to(output):
+    if args.resume and args.model != "mini" and start.exists() and start.is_relative_to(output):
         raise UserError(
             f"--resume: --model {args.model} is in --output_dir, which this run writes; name another folder"
         )
+    if args.matryoshka and all(name == "mlm" for name, *_ in specifications):
+        raise UserError("--matryoshka: mlm trains no embeddings that could be cut; leave it out, or add another task")
     if args.cache_gradients and args.device.type == "mps":
         raise UserError("--cache_gradients: PyTorch cannot replay dropout on mps; lower --batch_size instead")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:

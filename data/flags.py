@@ -50,7 +50,7 @@ def checked(convert, is_valid, expected):
     return convert_and_check
 
 
-positive_int = checked(int, lambda value: value >= 1, "a whole number of at least 1")
+positive_int = checked(int, lambda value: 1 <= value < 2**63, "a whole number of at least 1 (and below 2^63)")
 non_negative_int = checked(int, lambda value: value >= 0, "a whole number of at least 0")
 positive_float = checked(float, lambda value: 0 < value < float("inf"), "a number above 0")
 non_negative_float = checked(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")

@@ -62,6 +62,8 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
     corpus = Corpus()
     for path in paths:
         corpus.add(path, encoding, columns, dropped)
+    if negatives > 1 and not len(corpus.nli):
+        raise UserError(f"--negatives {negatives}: triplet files have one a row; give NLI rows, or leave the flag out")
     examples, same = corpus.pair(pairing, seed, negatives)
     sentences = list(corpus.index)
     for row in same:

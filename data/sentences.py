@@ -1,5 +1,6 @@
 """Plain sentences and pairs of sentences."""
 
+from data.errors import UserError
 from data.tables import Layout, Table
 
 SENTENCES = Layout((("sentence", "text", "sentence1", "query", "question"),))
@@ -23,6 +24,12 @@ def read_sentences(path, encoding="utf-8", columns=None, dropped=None):
 def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
     """Pairs of sentences that belong together: a list of (sentence1, sentence2); the rest as `read_sentences`."""
     table = Table(path, {"pairs": PAIRS}, encoding, columns, dropped)
+    judged = [name for name in table.header or () if name in ("gold_label", "label", "score")]
+    if judged and not columns:
+        raise UserError(
+            f"{path}: its column {judged[0]!r} says that not all pairs belong together; take another objective, or "
+            "name the two columns with --columns"
+        )
     return [tuple(values) for values in _whole_rows(table)]
 
 

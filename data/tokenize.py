@@ -177,5 +177,6 @@ def _definition(tokenizer):
         return pieces + str(sorted(tokenizer.added_tokens_encoder.items()))
     if tokenizer.is_fast:
         definition = json.loads(tokenizer.backend_tokenizer.to_str())
-        return json.dumps({**definition, "truncation": None, "padding": None})  # those two are left by the last call
+        # what the last call left of these two is no part of it
+        return json.dumps({**definition, "truncation": tokenizer.truncation_side, "padding": None})
     return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), str(tokenizer.init_kwargs)])

@@ -79,5 +79,6 @@ def cosent_loss(a, b, scores, scale=20.0):
         scores: (B,), any scale: only their order counts.
     """
     cosines = scale * F.cosine_similarity(a.float(), b.float())  # (B,)
-    wrong = (cosines[None, :] - cosines[:, None])[scores[:, None] > scores[None, :]]
+    wrong = cosines[None, :] - cosines[:, None]
+    wrong = wrong.masked_fill(scores[:, None] <= scores[None, :], -torch.inf).flatten()  # picking would wait for a GPU
     return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong]), dim=0)

@@ -13,6 +13,7 @@ from torch import nn
 
 from data.errors import UserError
 from model.losses import contrastive_loss, cosent_loss, cosine_regression_loss, symmetric_contrastive_loss
+from model.microbatch import to_device
 
 MASKED_SHARE = 0.15  # of the tokens are guessed: 8 of 10 hidden, 1 replaced, 1 left (Devlin et al. 2019, section 3.1)
 
@@ -38,7 +39,7 @@ class Objective(nn.Module):
     def forward(self, encode, rows, labels=None):
         columns = encode(rows.T.reshape(-1)).chunk(rows.shape[1])  # k of (B, d)
         if labels is not None:
-            labels = torch.from_numpy(labels).to(columns[0].device)
+            labels = to_device(labels.astype(np.float32), columns[0].device)  # mps has no float64
         return sum(self.loss([column[:, :dim] for column in columns], rows, labels) for dim in self.dims)
 
     def loss(self, columns, rows, labels):
@@ -64,7 +65,7 @@ class SimCSE(Objective):
         anchors, positives, *negatives = columns
         left_out = self._left_out(rows)
         if left_out is not None:
-            left_out = torch.from_numpy(left_out).to(anchors.device)
+            left_out = to_device(left_out, anchors.device)
         return contrastive_loss(anchors, positives, negatives, self.temperature, self.hard_negative_weight, left_out)
 
     def _left_out(self, rows):
@@ -137,7 +138,7 @@ class STS(Objective):
     reads = "scored pairs"
 
     def loss(self, columns, rows, labels):
-        return cosine_regression_loss(*columns, labels.float() / 5)
+        return cosine_regression_loss(*columns, labels / 5)
 
 
 class CoSENT(Objective):
@@ -146,7 +147,7 @@ class CoSENT(Objective):
     reads = "scored pairs"
 
     def loss(self, columns, rows, labels):
-        return cosent_loss(*columns, labels.float())
+        return cosent_loss(*columns, labels)
 
 
 class MaskedLM(nn.Module):

@@ -12,7 +12,7 @@ from data.dropped import REJECTED_FILE
 from data.errors import UserError
 from data.files import naming_path, read_json, unused_path, write_atomically, write_json
 from model import distributed
-from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER, load_weights, save_encoder
+from model.checkpoint import CHECKPOINT_FILE, MINI, MODEL_FOLDER, load_weights, save_encoder
 from model.metrics import json_ready
 from model.progress import LOG_COLUMNS
 from model.states import States
@@ -160,3 +160,5 @@ def check_run_folder(path):
         raise UserError(f"--output_dir {path}: is a file; name a folder")
     if (path / "__init__.py").exists() or (path / MODEL_FOLDER / "__init__.py").exists():
         raise UserError(f"--output_dir {path}: holds Python code; name another folder")
+    if path.resolve() == MINI.resolve():
+        raise UserError(f"--output_dir {path}: holds the encoder that the repository brings; name another folder")

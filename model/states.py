@@ -29,7 +29,11 @@ def training_state(step, done, best, progress, model, optimizer, schedule):
 
 def restore(state, model, optimizer, schedule):
     """Undo `training_state`: (first step to do, done, best, seconds so far)."""
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise UserError(f"--resume: --model is not the one this run began with ({reason}); start a new run") from None
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     random = state["random"][distributed.rank()]
@@ -50,6 +54,7 @@ class States:
     def __init__(self, folder, keep=2):
         self.folder = folder
         self.keep = keep
+        self._damaged = set()  # manifests
 
     def save(self, step, state):
         """Write the state after `step` (tensors and plain values), then remove those that are too many.
@@ -66,6 +71,7 @@ class States:
                 torch.save(state, hashing)
             manifest = {"step": step, "bytes": hashing.size, "sha256": hashing.hash.hexdigest()}
             write_json(path.with_suffix(".json"), manifest)
+            self._damaged.discard(path.with_suffix(".json"))
         except (OSError, RuntimeError) as error:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's writer hides it
             reason = getattr(cause, "strerror", None) or str(error).split("\n")[0]
@@ -89,6 +95,7 @@ class States:
                     return expected["step"]
             except (OSError, UserError, KeyError, TypeError):
                 pass
+            self._damaged.add(manifest)
             print(f"{path}: this state is damaged or incomplete; looking for the one before", file=sys.stderr)
         return None
 
@@ -98,7 +105,7 @@ class States:
 
     def last_words(self):
         """What is left after a failure, for its message."""
-        manifests = self._manifests()
+        manifests = [manifest for manifest in self._manifests() if manifest not in self._damaged]
         if not manifests:
             return "no state had been saved yet"
         return f"the last good state is that of step {int(manifests[0].stem.removeprefix('step-'))}, for --resume"

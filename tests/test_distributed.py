@@ -24,7 +24,7 @@ from data.tokenize import tokenize
 from model import distributed
 from model.checkpoint import load_encoder
 from model.microbatch import Encode
-from model.objectives import SimCSE
+from model.objectives import SBERTNLI, SimCSE
 from model.progress import Progress
 from model.run_folder import only_writer
 from model.states import States
@@ -94,14 +94,19 @@ def step(tiny_bert):
         if p.ndim == 2:
             p.data *= 10  # fresh weights make all embeddings alike, and their differences rounding noise
     tokens = tokenize(sentences, encoder.tokenizer, 50)
+    simcse, nli = SimCSE([32], temperature=0.5), SBERTNLI([32]).double()
 
-    def loss_and_gradients(n, cache_gradients=False):
-        encoder.zero_grad()
+    def loss_and_gradients(n, cache_gradients=False, with_classifier=False):
+        model = torch.nn.ModuleDict({"encoder": encoder, "objective": nli if with_classifier else simcse})
+        model.zero_grad()
         encode = Encode(encoder, tokens, 200, cache_gradients)
-        loss = SimCSE([32], temperature=0.5)(encode, examples[:n])
+        if with_classifier:
+            loss = nli(lambda rows: encode(rows).double(), examples[:n, :2], np.arange(n) % 3)
+        else:
+            loss = simcse(encode, examples[:n])
         loss.backward()
-        distributed.average_gradients(list(encoder.parameters()))
-        return loss.item(), {name: p.grad.clone() for name, p in encoder.named_parameters()}
+        distributed.average_gradients(list(model.parameters()))
+        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
     return loss_and_gradients
 
@@ -126,6 +131,18 @@ def test_the_step_equals_that_of_one_process(step, world, n):
                 assert difference(gradients, expected) < 1e-6
 
     assert on_processes(world, compare) == [0] * world
+
+
+def test_a_classifier_learns_as_in_one_process(step):
+    expected_loss, expected = step(7, with_classifier=True)
+
+    def compare(rank):
+        with distributed.processes(torch.device("cpu")):
+            loss, gradients = step(7, with_classifier=True)
+            assert loss == pytest.approx(expected_loss, rel=1e-6)
+            assert difference(gradients, expected) < 1e-6
+
+    assert on_processes(2, compare) == [0] * 2
 
 
 def test_more_processes_than_sentences(step):

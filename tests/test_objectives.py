@@ -50,7 +50,9 @@ def embeddings_of(*shape):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("k", [1, 3])
-def test_contrastive_loss_with_weights_several_negatives_and_candidates_left_out(alpha, k):
+@pytest.mark.parametrize("rows", [1024, 3])  # in memory at a time
+def test_contrastive_loss_with_weights_several_negatives_and_candidates_left_out(alpha, k, rows, monkeypatch):
+    monkeypatch.setattr("model.losses.ROWS", rows)
     a, p, *negatives = embeddings_of(2 + k, 4, 5)
     left_out = torch.zeros(4, 4 * (1 + k), dtype=torch.bool)
     left_out[0, 2] = left_out[3, 4] = left_out[1, -1] = True
@@ -123,6 +125,13 @@ def test_objectives_at_several_sizes_are_sums():
     for make in (lambda dims: Pairs(dims, 0.05), STS, CoSENT):
         expected = sum(make([d])(Given(table), rows, scores).item() for d in (2, 8))
         assert make([8, 2])(Given(table), rows, scores).item() == pytest.approx(expected, rel=1e-6)
+    nli, labels = SBERTNLI([8, 2]), np.array([0, 1, 2, 2, 0, 1])
+    expected = 0.0
+    for d, classifier in nli.classifiers.items():
+        u, v = table[0::2, : int(d)], table[1::2, : int(d)]
+        logits = classifier(torch.cat([u, v, (u - v).abs()], dim=1))
+        expected += torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+    assert nli(Given(table), rows, labels).item() == pytest.approx(expected, rel=1e-6)
     matryoshka = sum(
         theirs.CoSENTLoss(None).compute_loss_from_embeddings(
             [table[0::2, :d], table[1::2, :d]], torch.from_numpy(scores)
@@ -332,6 +341,12 @@ def test_objective_and_data_that_do_not_match_are_refused(name, files, fails, ti
     argv = ["--model", tiny_bert, "--valid_data", SAMPLE / "valid_sts.tsv", "--output_dir", tmp_path / "run"]
     message = fails(train.main, [*argv, "--objective", name, "--train_data", files[wrong.get(reads, "pairs")]])
     assert f"the objective {name} reads" in message
+    if name == "pairs":  # contradictions are no paraphrases
+        message = fails(train.main, [*argv, "--objective", name, "--train_data", files["labelled pairs"]])
+        assert "its column 'label' says that not all pairs belong together" in message
+    if name == "simcse":
+        message = fails(train.main, [*argv, "--negatives", "2", "--train_data", files["triplets"]])
+        assert "--negatives 2: triplet files have one a row" in message
     if reads == "triplets":
         message = fails(train.main, [*argv, "--train_data", files["sentences"]])
         assert "line 1: found 1 column" in message and "the objective simcse reads triplets" in message
@@ -436,6 +451,14 @@ def test_flags_that_cannot_be(more, message, fails, capsys):
         assert exit_info.value.code == 2 and message in capsys.readouterr().err
     else:
         assert message in fails(train.main, more)
+
+
+def test_nothing_to_cut(files, few_pairs, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").mkdir()  # has nothing to do with the model of this name, which may be trained in it
+    argv = ["--objective", "mlm", "--train_data", files["sentences"], "--valid_data", few_pairs, "--matryoshka", "8"]
+    argv += ["--model", "mini", "--output_dir", "mini", "--resume"]
+    assert "--matryoshka: mlm trains no embeddings" in fails(train.main, argv)
 
 
 def test_matryoshka_trains_and_is_scored_cut(fit, files, fails, capsys, tmp_path, monkeypatch):

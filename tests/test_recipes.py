@@ -41,6 +41,28 @@ def test_every_row_has_its_recipe():
     assert all(re.search(f"`{name}[` ]", table) for name in NAMES)
 
 
+# what is public: lr, batches and epochs of the stages, and more
+PUBLIC = {
+    "kosbert-skt": "--batch_size 16 --epochs 1 --batch_size 16 --epochs 4 --warmup_ratio 0.1",
+    "kosbert": "--batch_size 32 --epochs 1 --batch_size 32 --epochs 4 --warmup_ratio 0.1",
+    "kosroberta": "--batch_size 32 --epochs 2 --batch_size 32 --epochs 4 --warmup_ratio 0.1",
+    "kosentencet5": "--batch_size 64 --max_len 110 --lr 1e-4 --epochs 2 --warmup_ratio 0.01 --weight_decay 0.1",
+    "kosimcse-bert-skt": "--epochs 3 --batch_size 256 --temperature 0.05 --lr 1e-4 --warmup_ratio 0.05 --max_len 50",
+    "kosimcse-bert": "--pooling cls --epochs 2 --lr 1e-4 --weight_decay 0.1 --seed 12 --warmup_ratio 0.1",
+    "kosimcse-roberta": "--pooling cls --epochs 2 --lr 1e-4 --weight_decay 0.1 --seed 12",
+    "kosimcse-bert-multitask": "--mix alternate --epochs 5 --max_len 128 --pooling mean --warmup_ratio 0.1",
+    "kosimcse-roberta-multitask": "--mix alternate --epochs 5 --max_len 128 --pooling mean --warmup_ratio 0.1",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_recipes_hold_what_is_public(name):
+    words = [word for _, stage in read_recipe(RECIPES[name]) for word in stage]
+    settings, public = list(zip(words, words[1:])), PUBLIC[name].split()
+    for setting in zip(public[::2], public[1::2]):
+        settings.remove(setting)  # ValueError where it is not there, or not in as many stages
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_resolve(name, capsys):
     """Every value of the file is the setting that a dry run prints; every file names its hub id and its sources."""

@@ -13,9 +13,9 @@ import torch
 
 import evaluate
 import train
-from data.errors import RunError
+from data.errors import RunError, UserError
 from model.checkpoint import load_encoder
-from model.states import States
+from model.states import States, restore
 from tests import kill_resume
 from tests.conftest import SAMPLE, stop_at
 
@@ -140,11 +140,19 @@ def test_a_damaged_state_is_noticed(run, finished, tmp_path, capsys, damage):
         manifest.unlink()
     else:
         manifest.write_text("{")
+    states = States(whole / "state")
+    assert states.newest() == 14 and "that of step 14" in states.last_words()
     run("whole", "--resume")
     messages = capsys.readouterr().err
     assert "going on after step 14" in messages
     assert (f"{newest}: this state is damaged" in messages) == (damage != "no manifest")
     assert_same_weights(expected, final(whole)["model"])
+
+
+def test_a_state_of_another_model_is_refused():
+    now, then = (torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, size)}) for size in (2, 3))
+    with pytest.raises(UserError, match="--model is not the one this run began with .*size mismatch"):
+        restore({"model": then.state_dict()}, now, None, None)
 
 
 def test_no_good_state_starts_anew_and_overwrites_nothing(run, finished, tmp_path, capsys):

@@ -169,7 +169,10 @@ def test_cache_key_covers_content_tokenizer_and_length(vocabulary_files, sample_
     assert cached_tokens(sample_sentences, original, 10).lengths.max() == 10
     assert len(cached_tokens(sample_sentences[1:], original, 20).lengths) == len(sample_sentences) - 1
     mini = load_tokenizer(MINI)
-    assert (cached_tokens(sample_sentences, mini, 20).ids == tokenize(sample_sentences, mini, 20).ids).all()
+    cut_right = cached_tokens(sample_sentences, mini, 20).ids
+    assert (cut_right == tokenize(sample_sentences, mini, 20).ids).all()
+    mini.truncation_side = "left"
+    assert (cached_tokens(sample_sentences, mini, 20).ids != cut_right).any()
 
 
 @pytest.mark.parametrize("file", ["ids.npy", "offsets.npy"])

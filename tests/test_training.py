@@ -419,6 +419,7 @@ def test_nothing_in_the_way_is_overwritten(train_flags, tmp_path, capsys):
 def test_the_repository_is_no_run_folder(train_flags, fails):
     for folder in (ROOT, ROOT / "model", ROOT / "data"):
         assert "holds Python code" in fails(train.main, [*train_flags, "--output_dir", folder])
+    assert "the encoder that the" in fails(train.main, [*train_flags, "--output_dir", ROOT / "model" / "mini"])
     assert (ROOT / "model" / "encoder.py").is_file()
 
 
