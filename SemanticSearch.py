@@ -70,6 +70,7 @@ def main(argv=None):
     if args.corpus is not None:
         dropped = Dropped(skip=args.on_bad_row == "skip")
         corpus = read_sentences(args.corpus, args.encoding, args.columns, dropped)
+        corpus = list(dict.fromkeys(corpus))  # a line that repeats would fill the places
         dropped.report(".")
         if not corpus:
             raise UserError(f"{args.corpus}: no usable row; dropped {dropped}")

@@ -81,7 +81,7 @@ def check_json_path(path, test_data):
     """Raise UserError before any work where --json could not be written, or would replace what is scored."""
     if any(path.resolve() == Path(file).resolve() for file in test_data):
         raise UserError(f"--json {path}: is one of --test_data; name another file")
-    if not os.access(path.parent, os.W_OK):
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--json {path}: the folder {path.parent} is not there or cannot be written to")
     if path.exists() and not path.is_file():
         raise UserError(f"--json {path}: is not an ordinary file; name another")

@@ -179,6 +179,8 @@ def run_training(args, specifications):
             data.append(read_examples(kind, files, index, dropped, *table))
         except UserError as error:
             raise UserError(f"{error} (the objective {name} reads {KINDS[kind]})") from None
+        if name == "sts" and data[-1].labels.max() <= 1:
+            say("sts: no score is above 1, expected 0 to 5; if yours are 0 to 1, multiply them by 5")
 
     torch.manual_seed(args.seed)
     encoder = load_encoder(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data.errors import UserError
-from data.files import place, unused_path
+from data.files import naming_path, place, unused_path
 
 REJECTED_FILE = "rejected_rows.jsonl"
 
@@ -48,7 +48,7 @@ class Dropped:
         target = Path(folder) / REJECTED_FILE
         if target.exists():
             target = unused_path(target.parent, "rejected_rows-{}.jsonl")
-        with target.open("x", encoding="utf-8") as file:
+        with naming_path(target), target.open("x", encoding="utf-8") as file:
             for path, number, reason, row in rows:
                 record = {"file": path, "number": number, "reason": reason, "row": row}
                 # ASCII: what could not be decoded can still be written

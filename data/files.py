@@ -44,7 +44,8 @@ def require_files(paths):
     """Raise UserError for the first path that is not a file: a typo shows before anything long begins."""
     for path in map(Path, paths):
         if not path.is_file():
-            raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+            special = "not an ordinary file; save it to one first" if path.exists() else "no such file"
+            raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else special}")
 
 
 def file_format(path, default=".tsv"):
@@ -252,8 +253,10 @@ def _check_start(path, content, encoding):
     """Refuse what the first bytes show to be something else."""
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
-    if content.startswith(b"PK\x03\x04"):
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")
+    if content.startswith((b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")):
+        raise UserError(f"{path}: compressed, but not by gzip; unpack it")
     if content.startswith(b"PAR1"):
         raise UserError(f"{path}: a Parquet file; name it .parquet")
     if not _is_utf8(encoding):

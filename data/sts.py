@@ -67,10 +67,10 @@ def scored_rows(path, encoding, columns, dropped):
         value = _number(score)
         if value is None:
             header = "; if line 1 is a header, name its columns with --columns" if number == 1 else ""
-            message = f"score {score!r} is not a number; expected 0 to 5{header}"
+            message = f"score {str(score)[:40]!r} is not a number; expected 0 to 5{header}"
             dropped.bad(path, number, values, "score is not a number", message)
         elif not 0 <= value <= 5:  # also false for nan
-            message = f"score {score} is outside 0..5; rescale the scores to 0..5"
+            message = f"score {str(score)[:40]} is outside 0..5; rescale the scores to 0..5"
             dropped.bad(path, number, values, "score outside 0..5", message)
         elif not sentence1 or not sentence2:
             dropped.bad(path, number, values, "empty", "a sentence is empty; write one or remove the row")

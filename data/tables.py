@@ -207,6 +207,8 @@ class Table:
         if self.header:
             found = " | ".join(map(str, self.header))[:200]
             message = f"{where}: expected the columns {self._expected()}, found {found}; name yours with --columns"
+            if self.format == ".csv":
+                message += " (line 1 of a .csv is its header; add one if there is none)"
             raise UserError(message)
         raise UserError(f"{where}: {self._wrong_columns(record, widths[-1])}")
 
@@ -228,6 +230,8 @@ class Table:
         advice = ""
         if len(fields) == 1 and "," in fields[0] and self.format == ".tsv":
             advice = "; save it with tabs between the columns, or name it .csv"
+        elif self.format == ".txt" and "\t" in fields[0]:
+            advice = "; a table with tabs is named .tsv"
         elif any("\r" in field for field in fields):
             advice = "; its lines end in CR alone: save it with LF"
         elif len(fields) > width and not self.header:

@@ -76,6 +76,8 @@ def load_encoder(
     else:
         (weights, saved), folder, ours = _read_pt(source), None, True
     config = _read_config(source, folder, saved)
+    if not training and folder is not None and not pooling and "pooling" not in saved:
+        print(f"{source}: does not say how to pool; taking --pooling pooler (others: cls, mean)", file=sys.stderr)
     pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
     before = (saved.get("pooling", pooling), saved.get("max_len", max_len))
     if training and not random_weights and before != (pooling, max_len):
@@ -102,7 +104,7 @@ def load_encoder(
         )
     if tokenizer.pad_token_id is None:
         raise UserError(f"{source}: the tokenizer has no padding token; with --tokenizer name the model's own")
-    return SentenceEncoder(backbone, tokenizer, pooling, max_len).eval()
+    return SentenceEncoder(backbone, tokenizer, pooling, max_len, bool(saved.get("normalize"))).eval()
 
 
 def save_encoder(encoder, run_folder):
@@ -120,6 +122,7 @@ def save_encoder(encoder, run_folder):
         with _quiet_transformers():
             encoder.bert.save_pretrained(building)
         settings = {"pooling": encoder.pooling, "max_len": encoder.max_len}
+        settings |= {"normalize": True} if encoder.normalize else {}
         (building / SETTINGS_FILE).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         for file in building.iterdir():
             shutil.copymode(building / SETTINGS_FILE, file)  # safetensors makes files that nobody else may read
@@ -134,7 +137,9 @@ def save_encoder(encoder, run_folder):
         (run_folder / MODEL_FOLDER).mkdir(exist_ok=True)
         for file in building.iterdir():
             file.replace(run_folder / MODEL_FOLDER / file.name)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, (OSError, SafetensorError, RuntimeError)):
+            raise  # a bare Exception is what the tokenizers library raises when the disk is full
         raise RunError(
             f"{run_folder}: the checkpoint could not be written ({first_line(error)}); what was there is intact"
         ) from None
@@ -296,7 +301,7 @@ def _read_pt(path):
 
 
 def _sentence_transformers_settings(folder):
-    """({"pooling", "max_len"}, folder of the transformer) of a sentence-transformers folder.
+    """({"pooling", "max_len", "normalize"}, folder of the transformer) of a sentence-transformers folder.
 
     Raises:
         UserError: it does something after or beside the transformer that we do not.
@@ -306,8 +311,8 @@ def _sentence_transformers_settings(folder):
         kinds = {module["type"].split(".")[-1]: folder / module["path"] for module in modules}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / 'modules.json'}: expected objects with type and path") from None
-    if set(kinds) != {"Transformer", "Pooling"}:
-        raise UserError(f"{folder}: has the modules {', '.join(kinds)}; expected Transformer and Pooling alone")
+    if list(kinds) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise UserError(f"{folder}: has the modules {', '.join(kinds)}; expected Transformer, Pooling, maybe Normalize")
     config = read_json(kinds["Pooling"] / "config.json")
     mode = config.get("pooling_mode")  # one string since version 5.5, one boolean a mode before
     if mode is None:
@@ -316,7 +321,7 @@ def _sentence_transformers_settings(folder):
         mode = names.get(on[0]) if len(on) == 1 else None
     if mode not in ("cls", "mean"):
         raise UserError(f"{folder}: its pooling is not one of ours (cls or mean): {config}")
-    settings = {"pooling": mode}
+    settings = {"pooling": mode, "normalize": "Normalize" in kinds}
     # the length: in a file of its own, or as the tokenizer's, where a huge number means none
     for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         path = kinds["Transformer"] / file

@@ -26,12 +26,13 @@ class SentenceEncoder(nn.Module):
         tokenizer: the backbone's.
         pooling: one of model.pooling.POOLINGS.
         max_len: sentences are cut at so many tokens, special tokens included.
+        normalize: embeddings get length 1.
 
     Raises:
         UserError: the backbone cannot do this pooling or has fewer than max_len positions.
     """
 
-    def __init__(self, backbone, tokenizer, pooling="pooler", max_len=50):
+    def __init__(self, backbone, tokenizer, pooling="pooler", max_len=50, normalize=False):
         super().__init__()
         check_backbone(backbone, pooling, max_len)
         if pooling != "pooler" and hasattr(backbone, "pooler"):
@@ -41,6 +42,7 @@ class SentenceEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.max_len = max_len
+        self.normalize = normalize
         self._packable = make_packable(backbone)
 
     @property
@@ -67,14 +69,14 @@ class SentenceEncoder(nn.Module):
         return self, pad(tokens, rows, self.tokenizer.pad_token_id, self.device)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
-        """(n, length) token ids and mask into (n, d) embeddings, not normalised."""
+        """(n, length) token ids and mask into (n, d) embeddings."""
         inputs = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         kept = slice(0, 1) if self.pooling in FIRST_ALONE else None
         outputs = self._run_padded(kept, input_ids, attention_mask, **inputs)
         return self._pool(states_to_pool(outputs, self.pooling), attention_mask)
 
     def forward_packed(self, ids, blocks):
-        """Sentences without padding into (n, d) embeddings, not normalised; the arguments are packed.pack's results."""
+        """Sentences without padding into (n, d) embeddings; the arguments are packed.pack's results."""
         first_alone = self.pooling in FIRST_ALONE
         states = states_to_pool(self._run_packed(ids, blocks, first_alone), self.pooling)[0, : len(ids)]
         if first_alone:  # (n, hidden)
@@ -117,7 +119,8 @@ class SentenceEncoder(nn.Module):
     def _pool(self, states, attention_mask=None):
         """(n, length, hidden) to (n, d), in float32 whatever the precision of the transformer."""
         with torch.autocast(states.device.type, enabled=False):
-            return pool(states.float(), attention_mask, self.pooling, getattr(self.bert, "pooler", None))
+            pooled = pool(states.float(), attention_mask, self.pooling, getattr(self.bert, "pooler", None))
+            return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
     def tokenize(self, sentences):
         """n strings, as `encode` takes them, into {"input_ids", "attention_mask"}, (n, longest) each.
@@ -144,7 +147,7 @@ class SentenceEncoder(nn.Module):
             split: under torchrun, each process encodes its share; all must make this call, and all get the result.
 
         Returns:
-            (n, d) float32 tensor on the CPU, in the order of `sentences`, not normalised.
+            (n, d) float32 tensor on the CPU, in the order of `sentences`.
 
         Raises:
             TypeError: an item of the list is not a string; names its index.

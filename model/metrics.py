@@ -4,7 +4,7 @@ import math
 import warnings
 
 import numpy as np
-from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from scipy.stats import DegenerateDataWarning, pearsonr, spearmanr
 
 SIMILARITIES = ("cosine", "euclidean", "manhattan", "dot")
 CORRELATIONS = tuple(f"{similarity}_{kind}" for similarity in SIMILARITIES for kind in ("pearson", "spearman"))
@@ -42,7 +42,7 @@ def correlations(embeddings1, embeddings2, scores):
     }
     results = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)  # their answer, nan, is ours too
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # equal similarities: their answer, nan, is ours too
         for name, values in similarities.items():
             results[f"{name}_pearson"] = 100 * float(pearsonr(values, scores).statistic)
             results[f"{name}_spearman"] = 100 * float(spearmanr(values, scores).statistic)

@@ -137,10 +137,15 @@ def main(argv=None):
         return
     if args.seeds and len(args.seeds) > 1 and len(args.sts_test) > 1:
         raise UserError("--seeds: are summed up over one file; name one with --sts_test")
-    require_files(args.sts_test)
+    needed = [*args.sts_test]
     for _, flags_of_train in trainings[0]:  # of the last stage, too, before the first one's hours
         stage = train.parse_flags(flags_of_train)
-        require_files([*stage.valid_data, *train.training_files(train.training_tasks(stage))])
+        needed += [*stage.valid_data, *train.training_files(train.training_tasks(stage))]
+    try:
+        require_files(needed)
+    except UserError as error:
+        advice = "get KorNLU with `python -m data.download`, or name your files (--help has the flags)"
+        raise UserError(f"{error}; {advice}") from None
     for stages in trainings:
         previous = None
         for run, flags_of_train in stages:

@@ -159,12 +159,21 @@ def test_old_sentence_transformers_folder(tiny_bert, tmp_path):
     assert (encoder.pooling, encoder.max_len) == ("mean", 24)
 
 
+def test_normalize_of_sentence_transformers_stays(tiny_bert, tmp_path, sample_sentences):
+    config, extra = {"pooling_mode_mean_tokens": True}, [("2_Normalize", "Normalize")]
+    plain = load_encoder(tiny_bert, "mean", 24).encode(sample_sentences[:5])
+    encoder = load_encoder(old_sentence_transformers_folder(tiny_bert, tmp_path, config, extra))
+    save_encoder(encoder, tmp_path / "run")
+    for again in (encoder, *(load_encoder(tmp_path / "run" / name) for name in ("model", "nli_checkpoint.pt"))):
+        torch.testing.assert_close(again.encode(sample_sentences[:5]), plain / plain.norm(dim=1, keepdim=True))
+
+
 @pytest.mark.parametrize(
     "config, extra, message",
     [
         ({"pooling_mode_max_tokens": True}, [], "its pooling is not one of ours"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, [], "its pooling is not one of ours"),
-        ({"pooling_mode_mean_tokens": True}, [("2_Normalize", "Normalize")], "has the modules .*Normalize"),
+        ({"pooling_mode_mean_tokens": True}, [("2_Dense", "Dense")], "has the modules .*Dense"),
     ],
 )
 def test_sentence_transformers_folders_we_cannot_repeat(config, extra, message, tiny_bert, tmp_path):
@@ -371,9 +380,15 @@ def test_an_interrupted_write_leaves_the_checkpoint_before(run_folder, sample_se
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    for target in ("torch.save", "transformers.PreTrainedModel.save_pretrained", "os.fsync"):
+    def full_disk_in_rust(*args, **kwargs):
+        raise Exception("No space left on device (os error 28)")
+
+    for target, error in {
+        **dict.fromkeys(("torch.save", "transformers.PreTrainedModel.save_pretrained", "os.fsync"), full_disk),
+        "transformers.PreTrainedTokenizerBase.save_pretrained": full_disk_in_rust,
+    }.items():
         with monkeypatch.context() as patch:
-            patch.setattr(target, full_disk)
+            patch.setattr(target, error)
             with pytest.raises(RunError, match="could not be written .*No space left"):
                 save_encoder(before, run_folder)
         for name in (run_folder, run_folder / "nli_checkpoint.pt"):

@@ -356,6 +356,8 @@ def test_every_sts_format(kind, tmp_path):
 
 
 BAD_STS = [
+    ("t.txt", "가\t나\t3\n", "found 1 column .*; a table with tabs is named .tsv"),
+    ("t.csv", "가,나,3\n", "name yours with --columns .line 1 of a .csv is its header"),
     ("x.tsv", "가\t나\t3\n가\t나\n", "x.tsv, line 2: found 2 columns .* expected 3"),
     ("x.tsv", "가\t나\t3\n가\t나\t다\t라\n", "x.tsv, line 2: found 4 columns"),
     ("x.tsv", "가\t나\t5.5\n", "x.tsv, line 1: score 5.5 is outside 0..5"),

@@ -1,6 +1,7 @@
 """Losses and objectives against slow, obvious versions and sentence-transformers; tasks, mixes, backbones."""
 
 import json
+import re
 import math
 from types import SimpleNamespace
 
@@ -451,6 +452,13 @@ def test_flags_that_cannot_be(more, message, fails, capsys):
         assert exit_info.value.code == 2 and message in capsys.readouterr().err
     else:
         assert message in fails(train.main, more)
+
+
+def test_scores_of_another_range_are_noticed(fit, files, capsys):
+    text = files["scored pairs"].read_text(encoding="utf-8")
+    files["scored pairs"].write_text(re.sub(r"\d$", "0.5", text, flags=re.M), encoding="utf-8")
+    fit("--objective", "sts", "--train_data", files["scored pairs"], "--batch_size", "8")
+    assert "sts: no score is above 1, expected 0 to 5" in capsys.readouterr().err
 
 
 def test_nothing_to_cut(files, few_pairs, fails, tmp_path, monkeypatch):

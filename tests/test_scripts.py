@@ -97,7 +97,7 @@ def test_the_originals_readme_demo_runs_unchanged(shared, in_run_folder, capsys)
 def test_search_ranks_by_cosine(run_folder, tmp_path, capsys):
     corpus = tmp_path / "corpus.txt"
     lines = [line.split("\t")[0] for line in TEST.read_text(encoding="utf-8").split("\n")[:30]]
-    corpus.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    corpus.write_text("\n\n".join(lines + lines[:5]) + "\n", encoding="utf-8")  # what repeats is found once
     flags = ["--model", str(run_folder), "--corpus", str(corpus), "--top_k", "40"]
     SemanticSearch.main([*flags, "--query", lines[3], "--query", "새 질문"])
     first, second = capsys.readouterr().out.split("Query: ")[1:]
