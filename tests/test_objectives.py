@@ -1,8 +1,8 @@
 """Losses and objectives against slow, obvious versions and sentence-transformers; tasks, mixes, backbones."""
 
 import json
-import re
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -343,8 +343,10 @@ def test_objective_and_data_that_do_not_match_are_refused(name, files, fails, ti
     message = fails(train.main, [*argv, "--objective", name, "--train_data", files[wrong.get(reads, "pairs")]])
     assert f"the objective {name} reads" in message
     if name == "pairs":  # contradictions are no paraphrases
-        message = fails(train.main, [*argv, "--objective", name, "--train_data", files["labelled pairs"]])
-        assert "its column 'label' says that not all pairs belong together" in message
+        judged = tmp_path / "judged.tsv"
+        judged.write_text("sentence1\tsentence2\tgold_label\n비가 온다.\t해가 난다.\tcontradiction\n", encoding="utf-8")
+        message = fails(train.main, [*argv, "--objective", name, "--train_data", judged])
+        assert "its column 'gold_label' says that not all pairs belong together" in message
     if name == "simcse":
         message = fails(train.main, [*argv, "--negatives", "2", "--train_data", files["triplets"]])
         assert "--negatives 2: triplet files have one a row" in message
