@@ -56,7 +56,8 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
         `Triplets`: those of the triplet files in file order, then one premise after the other.
 
     Raises:
-        UserError: a file is unreadable or of neither kind, a row is bad (unless skipped), or no triplet is left.
+        UserError: a file is unreadable or of neither kind, a row is bad (unless skipped), no triplet is left, or
+            more than one negative is asked of triplet files alone.
     """
     dropped = Dropped() if dropped is None else dropped
     corpus = Corpus()

@@ -22,7 +22,11 @@ def read_sentences(path, encoding="utf-8", columns=None, dropped=None):
 
 
 def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
-    """Pairs of sentences that belong together: a list of (sentence1, sentence2); the rest as `read_sentences`."""
+    """Pairs of sentences that belong together: a list of (sentence1, sentence2); the rest as `read_sentences`.
+
+    Raises:
+        UserError: as there, or a column of labels or scores says that not all pairs do, and `columns` names none.
+    """
     table = Table(path, {"pairs": PAIRS}, encoding, columns, dropped)
     judged = [name for name in table.header or () if name in ("gold_label", "label", "score")]
     if judged and not columns:
