@@ -13,6 +13,7 @@ for ((i = 2; i <= $#; i++)); do  # folders are meant from where the user stands
   if [ -d "${!i}" ]; then set -- "${@:1:i-1}" "$(realpath "${!i}")" "${@:i+1}"; fi
 done
 cd "$(dirname "$0")"
+unset PYTHONDONTWRITEBYTECODE  # containers often set it: every start would compile PyTorch's modules again
 
 fail() { echo "run_example.sh: $*" >&2; exit 2; }
 
@@ -26,7 +27,7 @@ setup() {
     "$python" -m venv .venv || fail "cannot make .venv (on Debian and Ubuntu: apt install python3-venv)"
     # pip would compile every module of every package; Python compiles what is imported, here for the first time
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-    .venv/bin/python -c "import SemanticSearch, train"
+    .venv/bin/python -c "import SemanticSearch, train; train.load_encoder('mini')"
     echo "$current" >.venv/current
   fi
 }

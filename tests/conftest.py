@@ -50,6 +50,15 @@ def few_pairs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def few_triplets(tmp_path_factory):
+    """A file of 96 triplets, for tests that only have to take some steps."""
+    path = tmp_path_factory.mktemp("nli") / "few_triplets.tsv"
+    lines = (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:96]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def vocabulary_files(tmp_path_factory, sample_sentences):
     """(original, hub): one tiny vocabulary in the two layouts in which KoBERT's circulates."""
     import sentencepiece

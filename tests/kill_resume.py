@@ -36,7 +36,7 @@ from model.run_folder import LOG_FILE, METRICS_FILE, STATES_FOLDER
 from model.states import States
 from tests.conftest import SAMPLE
 
-STEPS = 8
+STEPS = 6
 
 
 def main(argv=None):
@@ -49,7 +49,7 @@ def main(argv=None):
         folder = Path(folder)
         os.environ["KOSIMCSE_CACHE"] = str(folder / "cache")
         make_model(folder / "tiny")
-        for name, rows in (("train_nli.tsv", 120), ("valid_sts.tsv", 40)):
+        for name, rows in (("train_nli.tsv", 36), ("valid_sts.tsv", 20)):
             lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
             (folder / name).write_text("".join(lines), encoding="utf-8")
         with contextlib.redirect_stderr(io.StringIO()):  # what is imported at first use, forks then have
@@ -96,8 +96,8 @@ def flags(folder, run):
     """Of train.py, for STEPS steps with a state every second one."""
     return [
         *("--model", str(folder / "tiny"), "--train_data", str(folder / "train_nli.tsv"), "--pooling", "mean"),
-        *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "30", "--epochs", "2", "--lr", "1e-3"),
-        *("--eval_steps", "4", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
+        *("--valid_data", str(folder / "valid_sts.tsv"), "--batch_size", "12", "--epochs", "2", "--lr", "1e-3"),
+        *("--eval_steps", "3", "--save_steps", "2", "--output_dir", str(folder / run), "--resume"),
     ]
 
 

@@ -3,6 +3,7 @@
 #   bash tests/run.sh [arguments for pytest]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE  # as in run_example.sh
 bash run_example.sh setup
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-test.txt
 .venv/bin/ruff check .

@@ -175,9 +175,10 @@ def test_encode_is_split_and_whole_again(tiny_bert, sample_sentences):
 
 
 @pytest.fixture
-def train_flags(tiny_bert, tmp_path, few_pairs):
+def train_flags(tiny_bert, few_triplets, few_pairs):
+    """7 steps, the last of fewer triplets."""
     return [
-        *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "66"),
+        *("--model", str(tiny_bert), "--train_data", str(few_triplets), "--batch_size", "14"),
         *("--valid_data", str(few_pairs), "--epochs", "1", "--eval_steps", "3", "--lr", "1e-3"),
         *("--pooling", "mean", "--dropout", "0", "--precision", "fp32"),
     ]
@@ -206,7 +207,9 @@ def test_a_whole_training_by_torchrun(train_flags, tmp_path, capfd):
 def test_sigterm_to_torchrun_saves_a_state_and_resumes(train_flags, tmp_path, capfd):
     """What Slurm sends: torchrun passes it on, and its own exit code is 1."""
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py")]
-    argv = [*train_flags, "--epochs", "8", "--eval_steps", "100", "--output_dir", str(tmp_path), "--resume"]
+    # more triplets and larger batches: the signal has to get there before the last step
+    argv = [*train_flags, "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "62", "--epochs", "7"]
+    argv += ["--eval_steps", "100", "--output_dir", str(tmp_path), "--resume"]
     environment = {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(HANGING)}  # then it kills
     with subprocess.Popen([*command, *argv], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         before = []

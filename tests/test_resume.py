@@ -21,10 +21,10 @@ from tests.conftest import SAMPLE, stop_at
 
 
 @pytest.fixture(scope="module")
-def train_flags(tiny_bert, few_pairs):
+def train_flags(tiny_bert, few_triplets, few_pairs):
     """16 steps; a state every second one."""
     return [
-        *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "50"),
+        *("--model", str(tiny_bert), "--train_data", str(few_triplets), "--batch_size", "12"),
         *("--valid_data", str(few_pairs), "--epochs", "2", "--eval_steps", "4", "--save_steps", "2"),
         *("--lr", "1e-3", "--pooling", "mean", "--keep_states", "3"),
     ]
@@ -279,7 +279,7 @@ def test_other_settings_are_refused(run, capsys, tmp_path):
             *("--precision (then fp32, now bf16)", "--micro_batch_tokens (then 8192, now 100)"),
         ],
         ("--train_data", str(other)): ["tasks (objective, weight, batch size, SHA-256 of the data) (then [['simcse'"],
-        ("--batch_size", "51"): ["tasks (objective, weight"],
+        ("--batch_size", "13"): ["tasks (objective, weight"],
     }.items():
         with pytest.raises(SystemExit) as exit_info:
             run("run", "--max_steps", "4", "--precision", "fp32", "--resume", *more)

@@ -354,9 +354,9 @@ def test_a_loss_that_is_not_a_number_stops(tiny_bert, batch):
 
 
 @pytest.fixture
-def train_flags(tiny_bert, few_pairs, tmp_path):
+def train_flags(tiny_bert, few_triplets, few_pairs, tmp_path):
     return [
-        *("--model", str(tiny_bert), "--train_data", str(SAMPLE / "train_nli.tsv"), "--batch_size", "50"),
+        *("--model", str(tiny_bert), "--train_data", str(few_triplets), "--batch_size", "12"),
         *("--valid_data", str(few_pairs), "--epochs", "2", "--eval_steps", "8", "--lr", "1e-3"),
         *("--pooling", "mean", "--output_dir", str(tmp_path / "run")),
     ]
@@ -379,7 +379,7 @@ def test_a_run_leaves_everything(train_flags, tmp_path, capsys):
     assert (
         config["flags"]["lr"] == 1e-3
         and config["flags"]["temperature"] == 0.05
-        and config["tasks"][0]["examples"] == 400
+        and config["tasks"][0]["examples"] == 96
     )
     assert "best: step" in capsys.readouterr().err
 
