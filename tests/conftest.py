@@ -40,22 +40,23 @@ def sample_sentences():
     return [sentence for row in fields for sentence in row]
 
 
+def first_lines(name, n, folder):
+    """Copy the first n lines of a file of the sample into a folder; the copy's path."""
+    lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines(keepends=True)[:n]
+    (folder / name).write_text("".join(lines), encoding="utf-8")
+    return folder / name
+
+
 @pytest.fixture(scope="session")
 def few_pairs(tmp_path_factory):
     """A file of 40 scored pairs, for tests that only have to get through an evaluation."""
-    path = tmp_path_factory.mktemp("sts") / "few_pairs.tsv"
-    lines = (SAMPLE / "valid_sts.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:40]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    return first_lines("valid_sts.tsv", 40, tmp_path_factory.mktemp("few"))
 
 
 @pytest.fixture(scope="session")
 def few_triplets(tmp_path_factory):
     """A file of 96 triplets, for tests that only have to take some steps."""
-    path = tmp_path_factory.mktemp("nli") / "few_triplets.tsv"
-    lines = (SAMPLE / "train_nli.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:96]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    return first_lines("train_nli.tsv", 96, tmp_path_factory.mktemp("few"))
 
 
 @pytest.fixture(scope="session")

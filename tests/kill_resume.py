@@ -34,7 +34,7 @@ from data.kobert_tokenizer import KoBERTTokenizer
 from model.checkpoint import CHECKPOINT_FILE, MODEL_FOLDER
 from model.run_folder import LOG_FILE, METRICS_FILE, STATES_FOLDER
 from model.states import States
-from tests.conftest import SAMPLE
+from tests.conftest import SAMPLE, first_lines
 
 STEPS = 6
 
@@ -49,9 +49,8 @@ def main(argv=None):
         folder = Path(folder)
         os.environ["KOSIMCSE_CACHE"] = str(folder / "cache")
         make_model(folder / "tiny")
-        for name, rows in (("train_nli.tsv", 36), ("valid_sts.tsv", 20)):
-            lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
-            (folder / name).write_text("".join(lines), encoding="utf-8")
+        first_lines("train_nli.tsv", 36, folder)
+        first_lines("valid_sts.tsv", 20, folder)
         with contextlib.redirect_stderr(io.StringIO()):  # what is imported at first use, forks then have
             train.main([*flags(folder, "warm"), "--max_steps", "1"])
         began = time.monotonic()
