@@ -32,7 +32,7 @@ from data.tokenize import cached_tokens
 from model import distributed
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts
-from model.microbatch import Encode
+from model.microbatch import Encode, default_micro_batch_tokens
 from model.objectives import OBJECTIVES, make_objective
 from model.pooling import POOLINGS
 from model.progress import peak_memory
@@ -100,7 +100,7 @@ def parse_flags(argv):
     )
     add("--patience", type=flags.positive_int, help="stop after so many evaluations without a better score")
     add("--precision", choices=("fp32", "bf16", "auto"), default="auto", help="auto: bf16 where the hardware has it")
-    add("--micro_batch_tokens", type=flags.positive_int, default=8192, help="tokens in a forward pass: speed, memory")
+    add("--micro_batch_tokens", type=flags.positive_int, help="tokens in a forward pass (default: 8192, GPU: 65536)")
     add("--cache_gradients", action="store_true", help="activations of one micro-batch at a time: large batches")
     add("--compile", action="store_true", help="by torch.compile")
     add("--seed", type=flags.seed, default=1234, help="of initialisation, order, dropout and pairing")
@@ -117,6 +117,7 @@ def parse_flags(argv):
         parser.error("--patience: stops where scores rise no more; with --select_by last the last step is always best")
     args.objective, args.batch_size = args.objective or "simcse", args.batch_size or 256
     args.save_steps = args.save_steps or args.eval_steps
+    args.micro_batch_tokens = args.micro_batch_tokens or default_micro_batch_tokens(args.device)
     return args
 
 

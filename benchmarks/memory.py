@@ -23,7 +23,7 @@ from data.errors import RunError, one_sentence_errors
 from data.files import require_files
 from data.nli import read_triplets
 from data.tokenize import cached_tokens
-from model.microbatch import Encode
+from model.microbatch import Encode, default_micro_batch_tokens
 from model.objectives import SimCSE
 from model.progress import peak_memory
 from model.trainer import parameter_groups
@@ -64,11 +64,12 @@ def main(argv=None):
     add("--model", choices=("mini", "base"), default="mini")
     add("--batch_sizes", type=flags.positive_int, nargs="+", default=[256, 1024, 4096])
     add("--precision", choices=("fp32", "bf16", "auto"), default="auto")
-    add("--micro_batch_tokens", type=flags.positive_int, default=8192)
+    add("--micro_batch_tokens", type=flags.positive_int)
     add("--device", type=flags.device, default=default_device())
     add("--measure", choices=("plain", "cached"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     require_files(args.train_data)
+    args.micro_batch_tokens = args.micro_batch_tokens or default_micro_batch_tokens(args.device)
     if args.measure:
         args.cached = args.measure == "cached"
         return measure(args)

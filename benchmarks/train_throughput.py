@@ -42,7 +42,7 @@ from data.tokenize import cached_tokens
 from model.checkpoint import load_encoder
 from model.encoder import SentenceEncoder
 from model.losses import contrastive_loss
-from model.microbatch import Encode
+from model.microbatch import Encode, default_micro_batch_tokens
 from model.objectives import SimCSE
 from model.progress import peak_memory
 from model.trainer import parameter_groups
@@ -245,7 +245,7 @@ def main(argv=None):
     add("--train_data", nargs="+", required=True, metavar="FILE")
     add("--models", nargs="+", default=["mini:128", "base:32"], metavar="MODEL:BATCH", help="mini or base")
     add("--device", type=flags.device, default=default_device())
-    add("--micro_batch_tokens", type=flags.positive_int, default=8192)
+    add("--micro_batch_tokens", type=flags.positive_int)
     add("--steps", type=flags.positive_int, default=4)
     add("--rounds", type=flags.positive_int, default=3)
     add("--compile", action="store_true", help="ours with torch.compile")
@@ -254,6 +254,7 @@ def main(argv=None):
     add("--precision", choices=("fp32", "bf16"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     require_files(args.train_data)
+    args.micro_batch_tokens = args.micro_batch_tokens or default_micro_batch_tokens(args.device)
     if not all(re.fullmatch(r"(mini|base):[1-9][0-9]*", model) for model in args.models):
         raise UserError("--models: expected mini:BATCH or base:BATCH")
     if args.side:

@@ -25,11 +25,12 @@ class Attention(nn.Module):
         super().__init__()
         self.self, self.output, self.last = plain.self, plain.output, last
 
-    def forward(self, states, attention_mask=None, kept=None, blocks=None, groups=None, **kwargs):
+    def forward(self, states, attention_mask=None, kept=None, blocks=None, groups=None, bounds=None, **kwargs):
         """(n, length, hidden) states into (states of the same shape, None), as transformers calls it.
 
-        Packed sentences are one row, n = 1: `blocks` is what packed.pack gives, `groups` are the same sentences as
-        Groups, for dropout, on a CPU. `kept` is which tokens of a row the last layer is to give, None for all.
+        Packed sentences are one row, n = 1: `blocks` is what packed.pack gives. `groups` are the same sentences as
+        Groups, for dropout, on a CPU; `bounds`, on a GPU, where each begins, and the end: (sentences + 1,) int32.
+        `kept` is which tokens of a row the last layer is to give, None for all.
         """
         if not self.last or kept is None:
             kept = slice(None)
@@ -40,7 +41,12 @@ class Attention(nn.Module):
             mask = None if attention_mask is None else attention_mask[:, :, kept]
             attended = self._attend(*self._project(asking, states), mask, dropout)
         elif groups is not None:
-            attended = self._attend_in_groups(None if all_ask else asking[0], states[0], groups, dropout)[None]
+            projected = self._project_at_once(None if all_ask else asking[0], states[0])
+            attended = GroupAttention.apply(*projected, groups, self.self.attention_head_size, dropout)[None]
+        elif bounds is not None:
+            projected = self._project_at_once(None if all_ask else asking[0], states[0])
+            longest = max(length for _, length in blocks)
+            attended = flash_attention(*projected, bounds, longest, self.self.attention_head_size, dropout)[None]
         else:
             sizes = [n * length for n, length in blocks]
             query, key, value = (x[0] for x in self._project(asking, states))
@@ -58,8 +64,8 @@ class Attention(nn.Module):
         query, key, value = (x.unflatten(-1, heads).transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2).flatten(2)
 
-    def _attend_in_groups(self, asking, states, groups, dropout):
-        """Packed states (tokens, hidden), and those that ask (n, hidden) if not all do."""
+    def _project_at_once(self, asking, states):
+        """(query, states) of GroupAttention for packed states (tokens, hidden) and, if not all, those that ask."""
         layers = [self.self.query, self.self.key, self.self.value]
         query = None if asking is None else layers.pop(0)(asking)
         if all(type(layer) is nn.Linear for layer in layers):  # nobody's adapters
@@ -67,7 +73,36 @@ class Attention(nn.Module):
             states = F.linear(states, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
         else:
             states = torch.cat([layer(states) for layer in layers], dim=-1)
-        return GroupAttention.apply(query, states, groups, self.self.attention_head_size, dropout)
+        return query, states
+
+
+def has_flash_attention(config, device):
+    """Whether `flash_attention` works on a device: in bf16, and on a GPU that knows it."""
+    if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return False
+    modern = torch.cuda.get_device_capability(device) >= (8, 0) and torch.backends.cuda.is_flash_attention_available()
+    return modern and config.hidden_size // config.num_attention_heads % 8 == 0
+
+
+def flash_attention(query, states, bounds, longest, d, dropout):
+    """As GroupAttention, but by PyTorch's FlashAttention for packed sentences, on a GPU, in bf16.
+
+    Dao 2023 (arXiv:2307.08691). The function with a public name, torch.nn.attention.varlen.varlen_attn, has no dropout.
+
+    Args:
+        query, states, d, dropout: see GroupAttention; no tokens may follow the sentences.
+        bounds: (n + 1,) int32, where each sentence begins, and the end of the last.
+        longest: tokens of the longest sentence.
+    """
+    if query is None:
+        query, key, value = states.unflatten(1, (3, -1, d)).unbind(1)
+        query_bounds, asking = bounds, longest
+    else:
+        key, value = states.unflatten(1, (2, -1, d)).unbind(1)
+        query, asking = query.unflatten(1, (-1, d)), 1
+        query_bounds = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device)
+    attend = torch.ops.aten._flash_attention_forward
+    return attend(query, key, value, query_bounds, bounds, asking, longest, dropout, False, False)[0].flatten(1)
 
 
 class Group:

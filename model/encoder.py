@@ -11,9 +11,9 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
-from model.attention import group
+from model.attention import group, has_flash_attention
 from model.layers import replace_dropout
-from model.microbatch import pad
+from model.microbatch import pad, to_device
 from model.packed import filling, make_packable, pack, position_offset, positions
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
@@ -57,16 +57,20 @@ class SentenceEncoder(nn.Module):
     @property
     def packs(self):
         """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`."""
-        return self._packable and self.device.type == "cpu" and self._compiled_call_impl is None
+        if not self._packable or self._compiled_call_impl is not None:
+            return False
+        return self.device.type == "cpu" or has_flash_attention(self.bert.config, self.device)
 
-    def collate(self, tokens, rows):
+    def collate(self, tokens, rows, device=None):
         """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
 
-        `rows` are (n,) numbers of the packed sentences `tokens`, sorted by length.
+        `rows` are (n,) numbers of the packed sentences `tokens`, sorted by length; `device` is where the arguments are
+        to be, the encoder's if None.
         """
+        device = device or self.device
         if self.packs:
-            return self.forward_packed, pack(tokens, rows)
-        return self, pad(tokens, rows, self.tokenizer.pad_token_id, self.device)
+            return self.forward_packed, pack(tokens, rows, device)
+        return self, pad(tokens, rows, self.tokenizer.pad_token_id, device)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(n, length) token ids and mask into (n, d) embeddings."""
@@ -88,21 +92,23 @@ class SentenceEncoder(nn.Module):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if isinstance(shape, list):
             return self._run_packed(ids, shape).last_hidden_state[0, : len(ids)]
-        return self._run_padded(None, ids, shape).last_hidden_state
+        return self._run_padded(None, ids, to_device(shape, self.device)).last_hidden_state
 
     def _run_packed(self, ids, blocks, first_alone=False):
         """The backbone's outputs for packed tokens (filling may follow), or for the first of each sentence alone."""
         config = self.bert.config
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-        where = positions(lengths)
-        inputs = {"kept": torch.from_numpy(np.flatnonzero(where == 0)) if first_alone else None, "blocks": blocks}
-        if self.bert.training and config.attention_probs_dropout_prob:
+        where, device = positions(lengths), self.device
+        inputs = {"kept": to_device(np.flatnonzero(where == 0), device) if first_alone else None, "blocks": blocks}
+        if device.type == "cuda":
+            inputs["bounds"] = to_device(np.cumsum([0, *lengths], dtype=np.int32), device)
+        elif self.bert.training and config.attention_probs_dropout_prob:
             # what computes products in bf16, oneDNN, makes a kernel for every new shape, and that takes its time
             few_shapes = torch.is_autocast_enabled("cpu")
             inputs["groups"] = group(lengths, config.num_attention_heads, few_shapes)
             extra = filling(len(ids)) if few_shapes else 0
             ids, where = F.pad(ids, (0, extra)), np.pad(where, (0, extra))
-        where = torch.from_numpy(where + position_offset(config))
+        where = to_device(where + position_offset(config), device)
         return self._run(input_ids=ids[None], position_ids=where[None], **inputs)
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):

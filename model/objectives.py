@@ -170,7 +170,7 @@ class MaskedLM(nn.Module):
         if tokenizer.mask_token_id is None:
             raise UserError("mlm: this model's tokenizer has no mask token; train it with other objectives")
         self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
-        self.register_buffer("special", torch.tensor(sorted(tokenizer.all_special_ids)), persistent=False)
+        self.special = torch.tensor(sorted(tokenizer.all_special_ids))
         size = encoder.bert.get_input_embeddings().weight.shape[1]  # ELECTRA's and ALBERT's may be below `dim`
         self.transform = nn.Sequential(nn.Linear(encoder.dim, size), nn.GELU(), nn.LayerNorm(size))
         self.bias = nn.Parameter(torch.zeros(self.vocabulary))
@@ -184,11 +184,11 @@ class MaskedLM(nn.Module):
         return F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
 
     def hide(self, ids):
-        """Token ids of any shape as (ids with some hidden, bool of the same shape: those that are guessed)."""
-        guessed = (torch.rand(ids.shape) < MASKED_SHARE).to(ids.device) & ~torch.isin(ids, self.special)
-        fate = torch.rand(ids.shape).to(ids.device)
+        """Token ids of any shape as (ids with some hidden, bool of the same shape: those guessed), all on the host."""
+        guessed = (torch.rand(ids.shape) < MASKED_SHARE) & ~torch.isin(ids, self.special)
+        fate = torch.rand(ids.shape)
         hidden = torch.where(guessed & (fate < 0.8), self.mask_id, ids)
-        random = torch.randint(self.vocabulary, ids.shape).to(ids.device)
+        random = torch.randint(self.vocabulary, ids.shape)
         return torch.where(guessed & (fate >= 0.9), random, hidden), guessed
 
 

@@ -1,16 +1,15 @@
 """Sentences through a transformer without padding: all their tokens as one row, attention inside each sentence.
 
-All but attention sees nothing but tokens. For attention sentences of one length are a dense block (n, length); under
-dropout those of similar length are a group, which is padded (model/attention.py). On CPUs this is faster than padding,
-however well sorted (the README has figures); on a GPU the many small attentions would not be, and PyTorch's kernel for
-unequal lengths has no dropout.
+All but attention sees nothing but tokens. For attention on a CPU sentences of one length are a dense block (n,
+length); under dropout those of similar length are a group, which is padded (model/attention.py). A GPU has a kernel for
+unequal lengths, in bf16. Either is faster than padding, however well sorted (the README has figures).
 """
 
 import numpy as np
-import torch
 
 from model.attention import Attention
 from model.layers import replace_layer_norm
+from model.microbatch import to_device
 
 # families whose self-attention is BERT's and whose only notion of position is `position_ids`
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -43,17 +42,17 @@ def make_packable(backbone):
     return True
 
 
-def pack(tokens, rows):
+def pack(tokens, rows, device):
     """Rows (n,) of packed tokens as one row, without padding; those of equal length are beside each other.
 
     Returns:
-        (ids, blocks): (total tokens,) int64, and a list of (sentences, length), one for each length.
+        (ids, blocks): (total tokens,) int64 on `device`, and a list of (sentences, length), one for each length.
     """
     lengths = tokens.lengths_of(rows)
     ids = tokens.ids[np.repeat(tokens.offsets[rows], lengths) + positions(lengths)].astype(np.int64)
     first = np.flatnonzero(np.diff(lengths, prepend=-1))  # of each block
     counts = np.diff(first, append=len(lengths))
-    return torch.from_numpy(ids), list(zip(counts.tolist(), lengths[first].tolist()))
+    return to_device(ids, device), list(zip(counts.tolist(), lengths[first].tolist()))
 
 
 def positions(lengths):

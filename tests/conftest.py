@@ -11,6 +11,8 @@ import pytest
 
 # of this process and those it starts, before torch reads it: tiny models need no more, and threads survive no fork
 os.environ["OMP_NUM_THREADS"] = "1"
+if "KOSIMCSE_GPU" not in os.environ:  # what tests compare to the bit is the CPU's; test_gpu.py is the GPU's
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with Ctrl-C ignored
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"

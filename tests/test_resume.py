@@ -461,7 +461,7 @@ def test_tensorboard_and_plots(run, finished, fails, monkeypatch, tmp_path, caps
 
 
 def test_the_last_line_and_a_quiet_log(run, capsys):
-    run("run", "--device", "cpu", "--precision", "fp32", "--max_steps", "4")
+    run("run", "--device", "cpu", "--precision", "fp32", "--max_steps", "4", "--select_by", "last")
     lines = capsys.readouterr().err.splitlines()
     assert "cpu in fp32" in lines[0]
     assert [line.split(":")[0] for line in lines[1:]] == ["step 0", "step 4", "best"]

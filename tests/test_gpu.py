@@ -1,0 +1,134 @@
+"""On a GPU: a step is what it is on a CPU, nothing waits for the GPU within it, and its memory can run out.
+
+KOSIMCSE_GPU=1 python -m pytest tests/test_gpu.py      # without the variable tests do not see GPUs, see conftest.py
+"""
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import train
+from data.nli import read_triplets
+from data.tokenize import tokenize
+from model.checkpoint import load_encoder
+from model.encoder import SentenceEncoder
+from model.microbatch import Encode
+from model.objectives import OBJECTIVES, make_objective
+from model.trainer import parameter_groups
+from tests.conftest import SAMPLE
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and KOSIMCSE_GPU=1 to see it")
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def triplets():
+    sentences, examples = read_triplets([SAMPLE / "train_nli.tsv"])
+    return sentences[:120], examples[:40]
+
+
+def make_encode(folder, sentences, pooling="pooler", dropout=0.0, device=GPU, **how):
+    torch.manual_seed(0)  # mini has no pooler
+    encoder = load_encoder(folder, pooling, dropout=dropout, training=True).to(device).train()
+    return Encode(encoder, tokenize(sentences, encoder.tokenizer, 50), 400, **how)
+
+
+def step(encode, examples, objective="simcse"):
+    """(loss, all gradients as one vector, on the CPU) of a step; the same masks fall at every call."""
+    torch.manual_seed(0)
+    encoder = encode.encoder
+    encoder.zero_grad()
+    loss = make_objective(objective, encoder, encode.tokens, [encoder.dim], 0.05, 1.0, False)(encode, examples)
+    loss.backward()
+    found = [p.grad.flatten().cpu() for p in encoder.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(found)
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean", "mean_first_last"])
+@pytest.mark.parametrize(
+    "precision, packed, tolerance", [("fp32", False, 1e-3), ("bf16", False, 0.1), ("bf16", True, 0.1)]
+)
+def test_a_step_equals_the_cpus(triplets, monkeypatch, pooling, precision, packed, tolerance):
+    sentences, examples = triplets
+    expected_loss, expected = step(make_encode("mini", sentences, pooling, device=torch.device("cpu")), examples)
+    encode = make_encode("mini", sentences, pooling, precision=precision)
+    if not packed:
+        monkeypatch.setattr(SentenceEncoder, "packs", False)
+    with encode.autocast():
+        assert encode.encoder.packs == packed
+    loss, gradient = step(encode, examples)
+    assert loss == pytest.approx(expected_loss, rel=tolerance)
+    assert (gradient - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("objective", ["simcse", "mlm"])
+def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, triplets, precision, objective):
+    sentences, examples = triplets
+    examples = examples if objective == "simcse" else np.arange(len(sentences))[:, None]
+    (_, plain), (_, cached), (_, without) = (
+        step(make_encode(tiny_bert, sentences, "mean", p, precision=precision, cache_gradients=c), examples, objective)
+        for p, c in ((0.1, False), (0.1, True), (0.0, False))
+    )
+    assert (cached - plain).norm() < 0.01 * plain.norm() < 0.1 * (without - plain).norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_no_step_waits_for_the_gpu(tiny_bert, triplets, precision, objective):
+    sentences, examples = triplets
+    encode = make_encode(tiny_bert, sentences, "mean", 0.1, precision=precision)
+    encoder = encode.encoder
+    columns = {"simcse": 3, "simcse-unsup": 1, "mlm": 1}.get(objective, 2)
+    labels = np.arange(len(examples)) % 3 if columns == 2 and objective != "pairs" else None
+    module = make_objective(objective, encoder, encode.tokens, [32, 16], 0.05, 2.0, True)
+    groups = parameter_groups(torch.nn.ModuleList([encoder, module]), 0.0)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+
+    def whole_step():
+        module(encode, examples[:, :columns], labels).backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    whole_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        whole_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_encode_equals_the_cpus(triplets):
+    encoder = load_encoder("mini")
+    expected = encoder.encode(triplets[0])
+    found = encoder.encode(triplets[0], device="cuda")
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def flags(few_triplets, few_pairs, tmp_path):
+    flags = ["--model", "mini", "--train_data", few_triplets, "--valid_data", few_pairs]
+    return [str(flag) for flag in (*flags, "--output_dir", tmp_path / "run", "--batch_size", 48, "--eval_steps", 2)]
+
+
+def test_train_resume_evaluate(flags, few_pairs, tmp_path, capsys):
+    train.main([*flags, "--max_steps", "4", "--save_steps", "2"])
+    assert "cuda in bf16" in capsys.readouterr().err
+    train.main([*flags, "--max_steps", "4", "--save_steps", "2", "--resume"])
+    assert "going on after step 4" in capsys.readouterr().err
+    evaluate.main(["--model", str(tmp_path / "run"), "--test_data", str(few_pairs)])
+    assert "| AVG |" in capsys.readouterr().out
+
+
+def test_out_of_memory_is_a_sentence(flags, fails):
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(GPU).total_memory
+    torch.cuda.set_per_process_memory_fraction(250 * 2**20 / total)
+    try:
+        message = fails(train.main, [*flags, "--batch_size", 96], code=1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory" in message and "--cache_gradients" in message and "--micro_batch_tokens" in message
