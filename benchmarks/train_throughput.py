@@ -110,7 +110,7 @@ def ours(encoder, sentences, batches, args):
 
 
 def reference(encoder, sentences, batches, args):
-    bert = BertModel(encoder.bert.config)  # transformers' own modules, the same weights
+    bert = BertModel(encoder.bert.config).to(args.device)  # transformers' own modules, the same weights
     bert.load_state_dict(encoder.bert.state_dict(), assign=True)
     optimizer = torch.optim.AdamW(bert.parameters(), lr=1e-4)
     tokenize = functools.partial(
