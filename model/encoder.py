@@ -13,7 +13,7 @@ from data.tokenize import Tokens, tokenize
 from model import distributed
 from model.attention import group, has_flash_attention
 from model.layers import replace_dropout
-from model.microbatch import pad, to_device
+from model.microbatch import inputs_to_device, pad, to_device
 from model.packed import filling, make_packable, pack, position_offset, positions
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
@@ -56,21 +56,22 @@ class SentenceEncoder(nn.Module):
 
     @property
     def packs(self):
-        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`."""
+        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`.
+
+        On a GPU that depends on the autocast this is asked in.
+        """
         if not self._packable or self._compiled_call_impl is not None:
             return False
         return self.device.type == "cpu" or has_flash_attention(self.bert.config, self.device)
 
-    def collate(self, tokens, rows, device=None):
+    def collate(self, tokens, rows):
         """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
 
-        `rows` are (n,) numbers of the packed sentences `tokens`, sorted by length; `device` is where the arguments are
-        to be, the encoder's if None.
+        `rows` are (n,) numbers of the packed sentences `tokens`, sorted by length. The arguments are on the host.
         """
-        device = device or self.device
         if self.packs:
-            return self.forward_packed, pack(tokens, rows, device)
-        return self, pad(tokens, rows, self.tokenizer.pad_token_id, device)
+            return self.forward_packed, pack(tokens, rows)
+        return self, pad(tokens, rows, self.tokenizer.pad_token_id)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """(n, length) token ids and mask into (n, d) embeddings."""
@@ -80,7 +81,7 @@ class SentenceEncoder(nn.Module):
         return self._pool(states_to_pool(outputs, self.pooling), attention_mask)
 
     def forward_packed(self, ids, blocks):
-        """Sentences without padding into (n, d) embeddings; the arguments are packed.pack's results."""
+        """Sentences without padding into (n, d) embeddings, where `packs`; the arguments are packed.pack's results."""
         first_alone = self.pooling in FIRST_ALONE
         states = states_to_pool(self._run_packed(ids, blocks, first_alone), self.pooling)[0, : len(ids)]
         if first_alone:  # (n, hidden)
@@ -92,7 +93,7 @@ class SentenceEncoder(nn.Module):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if isinstance(shape, list):
             return self._run_packed(ids, shape).last_hidden_state[0, : len(ids)]
-        return self._run_padded(None, ids, to_device(shape, self.device)).last_hidden_state
+        return self._run_padded(None, ids, shape).last_hidden_state
 
     def _run_packed(self, ids, blocks, first_alone=False):
         """The backbone's outputs for packed tokens (filling may follow), or for the first of each sentence alone."""
@@ -101,7 +102,7 @@ class SentenceEncoder(nn.Module):
         where, device = positions(lengths), self.device
         inputs = {"kept": to_device(np.flatnonzero(where == 0), device) if first_alone else None, "blocks": blocks}
         if device.type == "cuda":
-            inputs["bounds"] = to_device(np.cumsum([0, *lengths], dtype=np.int32), device)
+            inputs["bounds"] = to_device(np.append(0, lengths).cumsum(dtype=np.int32), device)
         elif self.bert.training and config.attention_probs_dropout_prob:
             # what computes products in bf16, oneDNN, makes a kernel for every new shape, and that takes its time
             few_shapes = torch.is_autocast_enabled("cpu")
@@ -135,7 +136,7 @@ class SentenceEncoder(nn.Module):
         """
         tokens = self._packed(sentences)
         rows = np.arange(len(tokens.lengths))
-        input_ids, attention_mask = pad(tokens, rows, self.tokenizer.pad_token_id, torch.device("cpu"))
+        input_ids, attention_mask = pad(tokens, rows, self.tokenizer.pad_token_id)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @torch.no_grad()
@@ -173,7 +174,7 @@ class SentenceEncoder(nn.Module):
                 for start in range(0, len(mine), batch_size):
                     rows = mine[start : start + batch_size]
                     forward, inputs = self.collate(tokens, rows)
-                    embeddings[start : start + batch_size] = forward(*inputs)
+                    embeddings[start : start + batch_size] = forward(*inputs_to_device(inputs, self.device))
                     bar.update(len(rows))
         finally:
             self.train(was_training)

@@ -39,18 +39,18 @@ def cut_by_length(lengths, max_tokens, padded=True):
 
 
 def default_micro_batch_tokens(device):
-    """A good size of a micro-batch; the README says how it was found. A pass on a GPU is worth many tokens."""
+    """A good size of a micro-batch: measured, see the README. A GPU's host needs a pass to be worth its launches."""
     return 65_536 if device.type == "cuda" else 8192
 
 
-def pad(tokens, rows, pad_id, device):
-    """Rows (n,) of packed tokens as (input_ids, attention_mask), both (n, longest) int64 on `device`."""
+def pad(tokens, rows, pad_id):
+    """Rows (n,) of packed tokens as (input_ids, attention_mask), both (n, longest) int64."""
     lengths = tokens.lengths_of(rows)
     columns = np.arange(lengths.max(initial=0))
     mask = columns < lengths[:, None]  # (n, longest)
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = tokens.ids[(tokens.offsets[rows][:, None] + columns)[mask]]
-    return to_device(input_ids, device), to_device(mask.astype(np.int64), device)
+    return torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64))
 
 
 def to_device(array, device):
@@ -62,6 +62,11 @@ def to_device(array, device):
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def inputs_to_device(inputs, device):
+    """What SentenceEncoder.collate gives to a callable, its tensors on `device`."""
+    return [to_device(x, device) if isinstance(x, torch.Tensor) else x for x in inputs]
+
+
 class Encode:
     """How a training step's sentences go through the encoder: micro-batches, processes, precision, memory.
 
@@ -70,8 +75,9 @@ class Encode:
         tokens: packed sentences.
         max_tokens: size of a micro-batch, see cut_by_length.
         cache_gradients: forget activations and compute them again, micro-batch by micro-batch, when the loss's
-            gradients arrive, with the same dropout: the memory of one micro-batch, the same gradients. This is
-            gradient caching (Gao et al. 2021, arXiv:2101.06983) by way of PyTorch's activation checkpointing.
+            gradients arrive, with the same dropout: the memory of one micro-batch, the same gradients (a GPU may round
+            them otherwise). This is gradient caching (Gao et al. 2021, arXiv:2101.06983) by way of PyTorch's activation
+            checkpointing.
         precision: "fp32" or "bf16", see autocast.
     """
 
@@ -107,18 +113,22 @@ class Encode:
         """
         order = np.argsort(-self.tokens.lengths_of(rows), kind="stable")
         mine, device = distributed.share(order), self.encoder.device
-        for _, (ids, shape) in self._micro_batches(rows[mine if len(mine) else order[:1]], torch.device("cpu")):
+        for _, (ids, shape) in self._micro_batches(rows[mine if len(mine) else order[:1]]):
             hidden, chosen = hide(ids)
             chosen = chosen.flatten().nonzero().squeeze(1)
-            states = self._run(self.encoder.token_states, to_device(hidden, device), shape)
+            states = self._run(self.encoder.token_states, hidden, shape)
             yield states.flatten(0, -2)[to_device(chosen, device)], to_device(ids.flatten()[chosen], device)
 
-    def _micro_batches(self, rows, device=None):
-        with self.autocast():  # which of its ways the encoder takes depends on it
+    def _micro_batches(self, rows):
+        with self.autocast():  # `packs` depends on it
             cuts = cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs)
-            return [self.encoder.collate(self.tokens, rows[cut], device) for cut in cuts]
+        for cut in cuts:
+            with self.autocast():  # and not while the caller computes
+                micro_batch = self.encoder.collate(self.tokens, rows[cut])
+            yield micro_batch
 
     def _run(self, forward, *inputs):
+        inputs = inputs_to_device(inputs, self.encoder.device)
         # autocast keeps a bf16 copy of the weights; were it one for all micro-batches, their gradients would be summed
         # in bf16, too
         with self.autocast():

@@ -6,10 +6,10 @@ padding, however well sorted (the README has figures). A GPU has a kernel for un
 """
 
 import numpy as np
+import torch
 
 from model.attention import Attention
 from model.layers import replace_layer_norm
-from model.microbatch import to_device
 
 # families whose self-attention is BERT's and whose only notion of position is `position_ids`
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -42,17 +42,17 @@ def make_packable(backbone):
     return True
 
 
-def pack(tokens, rows, device):
+def pack(tokens, rows):
     """Rows (n,) of packed tokens as one row, without padding; those of equal length are beside each other.
 
     Returns:
-        (ids, blocks): (total tokens,) int64 on `device`, and a list of (sentences, length), one for each length.
+        (ids, blocks): (total tokens,) int64, and a list of (sentences, length), one for each length.
     """
     lengths = tokens.lengths_of(rows)
     ids = tokens.ids[np.repeat(tokens.offsets[rows], lengths) + positions(lengths)].astype(np.int64)
     first = np.flatnonzero(np.diff(lengths, prepend=-1))  # of each block
     counts = np.diff(first, append=len(lengths))
-    return to_device(ids, device), list(zip(counts.tolist(), lengths[first].tolist()))
+    return torch.from_numpy(ids), list(zip(counts.tolist(), lengths[first].tolist()))
 
 
 def positions(lengths):
