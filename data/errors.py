@@ -2,6 +2,8 @@
 
 import errno
 import functools
+import gc
+import os
 import sys
 from pathlib import Path
 
@@ -30,16 +32,23 @@ def is_out_of_memory(error):
 def one_sentence_errors(main):
     """Decorate a script's `main(argv=None)`: expected failures print one sentence and exit, anything else is a bug.
 
-    Raises SystemExit with 2 for UserError and for files that cannot be opened, 1 for RunError, too
-    little memory and other failures of the operating system (a full disk), 130 for Ctrl-C.
+    Raises SystemExit with 2 for UserError and for files that cannot be opened, 1 for RunError, too little memory and
+    other failures of the operating system (a full disk), 130 for Ctrl-C, 141 where nobody reads what is printed.
     """
 
     @functools.wraps(main)
     def run(argv=None):
+        if argv is None:  # the script itself, not a call from a program
+            gc.freeze()  # what is imported stays: looking through it once more, at the exit, takes a second
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a console that cannot show a character shows a question mark
         try:
-            return main(argv)
+            result = main(argv)
+            print(end="", flush=True)  # at the exit, a pipe that is gone would be a traceback
+            return result
+        except BrokenPipeError:  # whoever reads what we print, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None  # as shells have it
         except UserError as error:
             message, code = str(error), 2
         except RunError as error:

@@ -6,10 +6,12 @@ import gzip
 import importlib
 import io
 import json
+import os
 import re
 import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -384,6 +386,28 @@ def test_help_shows_the_reference_setting_as_defaults():
         assert f"--{name}" in text.getvalue()
     help_text = " ".join(text.getvalue().split())
     assert "else pooler)" in help_text and "else 50)" in help_text
+
+
+@pytest.mark.parametrize("length", [10, 1_000_000])  # written at the end, and while it is printed
+def test_a_reader_that_has_seen_enough_is_no_error(length):
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = (
+        "from data.errors import one_sentence_errors; "
+        f"main = one_sentence_errors(lambda argv: print('x' * {length})); main()"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (141, b"")
+
+
+def test_what_is_imported_is_frozen_in_scripts_alone():
+    script = (
+        "import gc; from data.errors import one_sentence_errors; "
+        "main = one_sentence_errors(lambda argv: gc.get_freeze_count()); print(main([]), main() > 1000)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout == "0 True\n"
 
 
 def test_run_example_refuses_what_it_does_not_know():
