@@ -1,6 +1,8 @@
 """Plain sentences and pairs of sentences."""
 
 from data.errors import UserError
+from data.nli import NLI
+from data.sts import SCORED
 from data.tables import Layout, Table
 
 SENTENCES = Layout((("sentence", "text", "sentence1", "query", "question"),))
@@ -28,7 +30,7 @@ def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
         UserError: as there, or a column of labels or scores says that not all pairs do, and `columns` names none.
     """
     table = Table(path, {"pairs": PAIRS}, encoding, columns, dropped)
-    judged = [name for name in table.header or () if name in ("gold_label", "label", "score")]
+    judged = [name for name in table.header or () if name in (*NLI.columns[2], *SCORED.columns[2])]
     if judged and not columns:
         raise UserError(
             f"{path}: its column {judged[0]!r} says that not all pairs belong together; take another objective, or "

@@ -343,10 +343,14 @@ def test_objective_and_data_that_do_not_match_are_refused(name, files, fails, ti
     message = fails(train.main, [*argv, "--objective", name, "--train_data", files[wrong.get(reads, "pairs")]])
     assert f"the objective {name} reads" in message
     if name == "pairs":  # contradictions are no paraphrases
-        judged = tmp_path / "judged.tsv"
-        judged.write_text("sentence1\tsentence2\tgold_label\n비가 온다.\t해가 난다.\tcontradiction\n", encoding="utf-8")
-        message = fails(train.main, [*argv, "--objective", name, "--train_data", judged])
-        assert "its column 'gold_label' says that not all pairs belong together" in message
+        klue = {"sentence1": "비가 온다.", "sentence2": "해가 난다.", "labels": {"real-label": 0.4}}
+        for column, judged, text in [
+            ("gold_label", "nli.tsv", "sentence1\tsentence2\tgold_label\n비가 온다.\t해가 난다.\tcontradiction\n"),
+            ("labels.real-label", "klue.json", json.dumps([klue])),
+        ]:
+            (tmp_path / judged).write_text(text, encoding="utf-8")
+            message = fails(train.main, [*argv, "--objective", name, "--train_data", tmp_path / judged])
+            assert f"its column {column!r} says that not all pairs belong together" in message
     if name == "simcse":
         message = fails(train.main, [*argv, "--negatives", "2", "--train_data", files["triplets"]])
         assert "--negatives 2: triplet files have one a row" in message
