@@ -20,6 +20,7 @@ from data.hub import fetch_folder
 
 SPECIAL_TOKENS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0..4
 UNK, PAD, CLS, SEP, MASK = range(5)
+KOBERT_FILE = "tokenizer_78b3253a26.model"
 
 
 class KoBERTTokenizer(PreTrainedTokenizer):
@@ -121,7 +122,7 @@ class KoBERTTokenizer(PreTrainedTokenizer):
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
         # the original's ids are not the model's: under the hub's name other readers would take them for it
-        name = "spiece.model" if self.sp_model.id_to_piece(0) == "[UNK]" else "tokenizer_78b3253a26.model"
+        name = "spiece.model" if self.sp_model.id_to_piece(0) == "[UNK]" else KOBERT_FILE
         target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{name}"
         target.write_bytes(self.sp_model.serialized_model_proto())
         return (str(target),)

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from data.errors import UserError, first_line
 from data.files import read_json, write_atomically
 from data.hub import fetch_folder
-from data.kobert_tokenizer import KoBERTTokenizer, sentencepiece_file
+from data.kobert_tokenizer import KOBERT_FILE, KoBERTTokenizer, sentencepiece_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # besides SentencePiece's *.model
 LEFTOVER_SECONDS = 24 * 3600  # no build of the cache takes so long
@@ -50,8 +50,8 @@ def has_tokenizer(folder):
 def load_tokenizer(name):
     """The tokenizer of a SentencePiece file, a folder or a hub id.
 
-    A `.model` / `.spiece` file, and a folder with such a file and neither `tokenizer.json` nor `vocab.txt`
-    that belongs to a BERT, is KoBERT's; AutoTokenizer reads everything else.
+    A `.model` / `.spiece` file, and a BERT's folder with such a file and no other tokenizer, is KoBERT's, and so is one
+    with KoBERT's own file, which some publish beside a `vocab.txt`; AutoTokenizer reads everything else.
 
     Raises:
         UserError: no tokenizer there.
@@ -64,7 +64,8 @@ def load_tokenizer(name):
         raise UserError(f"{name}: no tokenizer there; name one with --tokenizer")
     config = folder / "config.json"
     is_bert = not config.is_file() or read_json(config).get("model_type") == "bert"
-    if is_bert and sentencepiece_file(folder) and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    others = any((folder / file).is_file() for file in TOKENIZER_FILES)
+    if is_bert and (file := sentencepiece_file(folder)) and (file.name == KOBERT_FILE or not others):
         return KoBERTTokenizer.from_pretrained(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

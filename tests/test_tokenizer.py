@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 import unicodedata
@@ -99,6 +100,15 @@ def test_save_and_load(tokenizer, tmp_path, sample_sentences):
     for again in (KoBERTTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)):
         assert isinstance(again, KoBERTTokenizer)
         assert packed(again, sample_sentences, 50) == packed(tokenizer, sample_sentences, 50)
+
+
+def test_kobert_beside_a_vocab_txt(vocabulary_files, sample_sentences, tmp_path):
+    expected = KoBERTTokenizer.from_pretrained(vocabulary_files[0])
+    shutil.copy(vocabulary_files[0], tmp_path / "tokenizer_78b3253a26.model")
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in expected.pieces), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    found = load_tokenizer(tmp_path)
+    assert packed(found, sample_sentences, 50) == packed(expected, sample_sentences, 50)
 
 
 def test_only_the_hubs_layout_is_saved_under_the_hubs_name(vocabulary_files, tmp_path):
