@@ -22,8 +22,10 @@ import evaluate
 import train
 from data import flags
 from data.download import FOLDER, KORNLI_TRAIN, KORSTS_DEV, KORSTS_TEST
+from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
 from data.files import require_files, unused_path, write_json
+from data.sts import read_sts
 from model.checkpoint import CHECKPOINT_FILE
 from model.metrics import CORRELATIONS
 from model.run_folder import CONFIG_FILE
@@ -146,6 +148,7 @@ def main(argv=None):
     except UserError as error:
         advice = "get KorNLU with `python -m data.download`, or name your files (--help has the flags)"
         raise UserError(f"{error}; {advice}") from None
+    read_sts(args.sts_test, stage.encoding, dropped=Dropped(skip=stage.on_bad_row == "skip"))
     for stages in trainings:
         previous = None
         for run, flags_of_train in stages:
@@ -160,7 +163,8 @@ def main(argv=None):
         kept = unused_path(scores.parent, "scores-{}.json")
         scores.rename(kept)
         print(f"{scores} was there; it is kept as {kept}", file=sys.stderr)
-    evaluate.main(["--model", *runs, "--test_data", *args.sts_test, "--json", str(scores)])
+    as_trained = ["--encoding", stage.encoding, "--on_bad_row", stage.on_bad_row, "--device", str(stage.device)]
+    evaluate.main(["--model", *runs, "--test_data", *args.sts_test, "--json", str(scores), *as_trained])
     if len(runs) > 1:
         summarise(scores)
 

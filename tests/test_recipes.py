@@ -6,6 +6,7 @@ import runpy
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +104,18 @@ def test_several_seeds_are_summed_up(data, tiny_bert, tmp_path, capsys):
     assert (found["min"]["avg"], found["max"]["avg"]) == (min(scores), max(scores))
     assert found["mean"]["avg"] == pytest.approx(sum(scores) / 3)
     assert rows[-2][0] == "| mean" and rows[-2][1] == f"{found['mean']['avg']:.2f}"
+
+
+def test_what_stands_behind_the_dashes_is_for_the_scoring_too(fails, data, tiny_bert, tmp_path, monkeypatch):
+    (tmp_path / "cp949").mkdir()
+    for file in {Path(word) for word in data if not word.startswith("--")}:
+        (tmp_path / "cp949" / file.name).write_text(file.read_text(encoding="utf-8"), encoding="cp949")
+    data = [word if word.startswith("--") else str(tmp_path / "cp949" / Path(word).name) for word in data]
+    argv = ["kosimcse-bert", "--model", str(tiny_bert), "--output_dir", str(tmp_path / "o"), *data]
+    main([*argv, "--", "--max_steps", "1", "--batch_size", "8", "--encoding", "cp949"])
+    assert read_json(tmp_path / "o" / "scores.json", kind=list)[0]["rows"] == 40
+    monkeypatch.setattr("train.main", lambda argv: pytest.fail("trained"))
+    assert "not valid utf-8" in fails(main, argv)  # before anything begins
 
 
 def test_placeholders():
