@@ -63,7 +63,8 @@ LOCKS = collections.defaultdict(threading.Lock)
 def train(args, name, seed):
     """Run one training, unless it has ended before; its run folder."""
     model = train(args, STARTS[name], seed) if name in STARTS else args.model
-    run = args.output_dir / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
+    folder = model if name in STARTS else args.output_dir  # with the start goes what was made from it
+    run = folder / name.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
     command = [sys.executable, "train.py", "--model", str(model), "--seed", str(seed), "--output_dir", str(run)]
     command += [word.format(korean=args.korean) for word in f"{SHARED} {RUNS[name]}".split()]
     command += ["--valid_data", f"{args.korean}/KorNLU/KorSTS/sts-dev.tsv", "--resume"]

@@ -116,6 +116,8 @@ class RunFolder:
 
     def save_state(self, step, state):
         """Keep what is needed to go on after `step`, the log included; see States."""
+        if self.board:
+            self.board.flush()
         if self._writes:
             self.states.save(step, {**state, "log": (self.path / LOG_FILE).read_text(encoding="utf-8")})
 

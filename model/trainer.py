@@ -45,7 +45,7 @@ class Task(NamedTuple):
         return epochs * len(self.rows) + rest * self.batch_size
 
 
-@functools.lru_cache(maxsize=4)  # made once an epoch, not once a step; of old epochs few are held
+@functools.lru_cache(maxsize=8)  # of so many tasks made once an epoch, not once a step; of old epochs few are held
 def random_order(n, seed):
     """0..n-1 in an order that is the seed's."""
     return np.random.default_rng(seed).permutation(n)
