@@ -49,7 +49,6 @@ from model.trainer import parameter_groups
 from model.utils import autocast, default_device, resolve_precision
 
 MAX_LEN = 50
-WARM_UP = 2  # steps that are not counted
 SIDES = ("ours", "reference", "sentence-transformers")
 REFERENCE_TRIPLETS, REFERENCE_EPOCHS = 277_811, 3  # KoSimCSE-BERT's training on KorNLI
 
@@ -74,11 +73,11 @@ def useful_flops(config, lengths):
     return 3 * (full + last)
 
 
-def time_steps(step, batches, device):
-    """Seconds of the steps on `batches`, the first WARM_UP apart, and the last loss."""
+def time_steps(step, batches, args):
+    """Seconds of the steps on `batches`, the first that warm up apart, and the last loss."""
     for i, batch in enumerate(batches):
-        if i == WARM_UP:
-            synchronize(device)
+        if i == args.warm_up:
+            synchronize(args.device)
             began = time.perf_counter()
         loss = step(batch)
     loss = loss.item()  # waits
@@ -107,7 +106,7 @@ def ours(encoder, sentences, batches, args):
         optimizer.zero_grad()
         return loss.detach()
 
-    return time_steps(step, batches, args.device)
+    return time_steps(step, batches, args)
 
 
 def reference(encoder, sentences, batches, args):
@@ -129,7 +128,7 @@ def reference(encoder, sentences, batches, args):
         optimizer.step()
         return loss.detach()
 
-    return time_steps(step, inputs, args.device)
+    return time_steps(step, inputs, args)
 
 
 def sentence_transformers(encoder, sentences, batches, args):
@@ -140,7 +139,7 @@ def sentence_transformers(encoder, sentences, batches, args):
 
     class Clock(TrainerCallback):
         def on_step_begin(self, arguments, state, control, **kwargs):
-            if state.global_step == WARM_UP:
+            if state.global_step == args.warm_up:
                 synchronize(args.device)
                 self.began = time.perf_counter()
 
@@ -190,7 +189,7 @@ def run_side(args):
     encoder, batch_size = make_encoder(model)
     encoder.to(args.device)
     sentences, examples = read_triplets(args.train_data)
-    steps = WARM_UP + args.steps
+    steps = args.warm_up + args.steps
     if steps * batch_size > len(examples):  # go round: this is about speed
         examples = np.resize(examples, (steps * batch_size, 3))
     order = np.random.default_rng(0).permutation(len(examples))[: steps * batch_size]
@@ -199,7 +198,7 @@ def run_side(args):
         return profile(encoder, sentences, batches, args)
     function = {"ours": ours, "reference": reference, "sentence-transformers": sentence_transformers}[args.side]
     seconds, loss = function(encoder, sentences, batches, args)
-    lengths = cached_tokens(sentences, encoder.tokenizer, MAX_LEN).lengths[np.concatenate(batches[WARM_UP:])]
+    lengths = cached_tokens(sentences, encoder.tokenizer, MAX_LEN).lengths[np.concatenate(batches[args.warm_up :])]
     result = {
         "rate": args.steps * batch_size / seconds,
         "flops": float(useful_flops(encoder.bert.config, lengths.astype(np.float64))) / seconds,
@@ -248,6 +247,7 @@ def main(argv=None):
     add("--device", type=flags.device, default=default_device())
     add("--micro_batch_tokens", type=flags.positive_int)
     add("--steps", type=flags.positive_int, default=4)
+    add("--warm_up", type=flags.positive_int, default=2, help="steps before, not counted (GPU: ours records graphs)")
     add("--rounds", type=flags.positive_int, default=3)
     add("--compile", action="store_true", help="ours with torch.compile")
     add("--profile", action="store_true", help="only say where our step's time goes")

@@ -1,5 +1,6 @@
 """SentenceEncoder: a transformer and a pooling."""
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,10 +12,10 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
-from model.attention import group, has_flash_attention
+from model.attention import group
 from model.layers import replace_dropout
 from model.microbatch import inputs_to_device, pad, to_device
-from model.packed import filling, make_packable, pack, position_offset, positions
+from model.packed import filling, filling_sentences, make_packable, pack, packed_states, position_offset, positions
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
 
@@ -44,6 +45,7 @@ class SentenceEncoder(nn.Module):
         self.max_len = max_len
         self.normalize = normalize
         self._packable = make_packable(backbone)
+        self.graphs = None  # of packed_states, in a training on a GPU, see graphs.py
 
     @property
     def device(self):
@@ -56,13 +58,9 @@ class SentenceEncoder(nn.Module):
 
     @property
     def packs(self):
-        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`.
-
-        On a GPU that depends on the autocast this is asked in.
-        """
-        if not self._packable or self._compiled_call_impl is not None:
-            return False
-        return self.device.type == "cpu" or has_flash_attention(self.bert.config, self.device)
+        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`."""
+        packs = self._packable and self._compiled_call_impl is None
+        return packs and (self.device.type == "cpu" or (self.device.type == "cuda" and torch.version.cuda is not None))
 
     def collate(self, tokens, rows):
         """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
@@ -82,35 +80,41 @@ class SentenceEncoder(nn.Module):
 
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, where `packs`; the arguments are packed.pack's results."""
-        first_alone = self.pooling in FIRST_ALONE
-        states = states_to_pool(self._run_packed(ids, blocks, first_alone), self.pooling)[0, : len(ids)]
-        if first_alone:  # (n, hidden)
-            return self._pool(states.unsqueeze(1))
-        states = states.split([n * length for n, length in blocks])
+        if self.pooling in FIRST_ALONE:
+            return self._pool(self._run_packed(ids, blocks, self.pooling, first_alone=True).unsqueeze(1))
+        states = self._run_packed(ids, blocks, self.pooling).split([n * length for n, length in blocks])
         return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
 
     def token_states(self, ids, shape):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if isinstance(shape, list):
-            return self._run_packed(ids, shape).last_hidden_state[0, : len(ids)]
+            return self._run_packed(ids, shape, "cls")
         return self._run_padded(None, ids, shape).last_hidden_state
 
-    def _run_packed(self, ids, blocks, first_alone=False):
-        """The backbone's outputs for packed tokens (filling may follow), or for the first of each sentence alone."""
-        config = self.bert.config
+    def _run_packed(self, ids, blocks, pooling, first_alone=False):
+        """What `pooling` looks at of packed tokens, (tokens, hidden), or of the first of each sentence alone."""
+        config, device = self.bert.config, self.device
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-        where, device = positions(lengths), self.device
-        inputs = {"kept": to_device(np.flatnonzero(where == 0), device) if first_alone else None, "blocks": blocks}
+        n, real, inputs = len(lengths), len(ids), {"blocks": blocks}
         if device.type == "cuda":
-            inputs["bounds"] = to_device(np.append(0, lengths).cumsum(dtype=np.int32), device)
-        elif self.bert.training and config.attention_probs_dropout_prob:
+            lengths = np.append(lengths, filling_sentences(real))
+        where = positions(lengths)
+        if device.type == "cpu" and self.bert.training and config.attention_probs_dropout_prob:
             # what computes products in bf16, oneDNN, makes a kernel for every new shape, and that takes its time
             few_shapes = torch.is_autocast_enabled("cpu")
             inputs["groups"] = group(lengths, config.num_attention_heads, few_shapes)
-            extra = filling(len(ids)) if few_shapes else 0
-            ids, where = F.pad(ids, (0, extra)), np.pad(where, (0, extra))
+            where = np.pad(where, (0, filling(real) if few_shapes else 0))
+        ids = F.pad(ids, (0, len(where) - real))
+        bounds = to_device(np.append(0, np.cumsum(lengths)).astype(np.int32), device)
         where = to_device(where + position_offset(config), device)
-        return self._run(input_ids=ids[None], position_ids=where[None], **inputs)
+        if device.type != "cuda":
+            states = packed_states(self.bert, ids, where, bounds, pooling, first_alone, **inputs)
+        else:
+            longest = -(-int(lengths.max()) // 64) * 64  # few sizes; how much longer than needed costs nothing
+            replays = self.graphs and self.training and torch.is_grad_enabled()
+            run = self.graphs if replays else functools.partial(packed_states, self.bert)
+            states = run(ids, where, bounds, pooling, first_alone, longest)
+        return states[: n if first_alone else real]
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):
         if self._packable:

@@ -40,9 +40,14 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x):
-        if not torch.is_autocast_enabled(x.device.type):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
             return super().forward(x)
-        return super().forward(x.to(self.weight.dtype)).to(torch.get_autocast_dtype(x.device.type))
+        narrow = torch.get_autocast_dtype(device)
+        if device == "cuda" and x.dtype == narrow:  # it computes in float32 itself; copies of x would take as long
+            with torch.autocast(device, enabled=False):  # which would make them
+                return F.layer_norm(x, self.normalized_shape, self.weight.to(narrow), self.bias.to(narrow), self.eps)
+        return super().forward(x.to(self.weight.dtype)).to(narrow)
 
 
 def replace_dropout(module):

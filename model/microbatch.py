@@ -8,6 +8,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from model import distributed
+from model.graphs import Graphs
+from model.packed import packed_states
 from model.utils import autocast, return_freed_memory
 
 SHORTEST = 0.75  # of a padded micro-batch's longest sentence: no more than a quarter of it is padding
@@ -84,6 +86,8 @@ class Encode:
     def __init__(self, encoder, tokens, max_tokens, cache_gradients=False, precision="fp32"):
         self.encoder, self.tokens, self.max_tokens = encoder, tokens, max_tokens
         self.cache_gradients, self.precision = cache_gradients, precision
+        if encoder.device.type == "cuda" and not cache_gradients:  # which would replay twice what it begins once
+            encoder.graphs = Graphs(encoder.bert, packed_states)
 
     def autocast(self):
         return autocast(self.precision, self.encoder.device)
@@ -120,17 +124,12 @@ class Encode:
             yield states.flatten(0, -2)[to_device(chosen, device)], to_device(ids.flatten()[chosen], device)
 
     def _micro_batches(self, rows):
-        with self.autocast():  # `packs` depends on it
-            cuts = cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs)
+        cuts = cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs)
         for cut in cuts:
-            with self.autocast():  # and not while the caller computes
-                micro_batch = self.encoder.collate(self.tokens, rows[cut])
-            yield micro_batch
+            yield self.encoder.collate(self.tokens, rows[cut])
 
     def _run(self, forward, *inputs):
         inputs = inputs_to_device(inputs, self.encoder.device)
-        # autocast keeps a bf16 copy of the weights; were it one for all micro-batches, their gradients would be summed
-        # in bf16, too
         with self.autocast():
             if not self.cache_gradients:
                 return forward(*inputs)

@@ -37,8 +37,12 @@ def resolve_precision(precision, device):
 
 
 def autocast(precision, device):
-    """A context in which matrix products on `device` run in `precision`, "fp32" or "bf16"; weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """A context in which matrix products on `device` run in `precision`, "fp32" or "bf16"; weights stay float32.
+
+    Copies of the weights are not kept for the next product: gradients would be summed in bf16, too, and CUDA graphs
+    would be replayed with copies of old ones.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def return_freed_memory():

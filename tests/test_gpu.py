@@ -3,6 +3,8 @@
 KOSIMCSE_GPU=1 python -m pytest tests/test_gpu.py      # without the variable tests do not see GPUs, see conftest.py
 """
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 import evaluate
 import train
 from data.nli import read_triplets
-from data.tokenize import tokenize
+from data.tokenize import Tokens, tokenize
 from model.checkpoint import load_encoder
 from model.encoder import SentenceEncoder
 from model.microbatch import Encode
@@ -47,7 +49,8 @@ def step(encode, examples, objective="simcse"):
 
 @pytest.mark.parametrize("pooling", ["pooler", "mean", "mean_first_last"])
 @pytest.mark.parametrize(
-    "precision, packed, tolerance", [("fp32", False, 1e-3), ("bf16", False, 0.03), ("bf16", True, 0.03)]
+    "precision, packed, tolerance",
+    [("fp32", False, 1e-3), ("fp32", True, 1e-3), ("bf16", False, 0.03), ("bf16", True, 0.03)],
 )
 def test_a_step_equals_the_cpus(triplets, monkeypatch, pooling, precision, packed, tolerance):
     sentences, examples = triplets
@@ -55,11 +58,45 @@ def test_a_step_equals_the_cpus(triplets, monkeypatch, pooling, precision, packe
     encode = make_encode("mini", sentences, pooling, precision=precision)
     if not packed:
         monkeypatch.setattr(SentenceEncoder, "packs", False)
-    with encode.autocast():
-        assert encode.encoder.packs == packed
-    loss, gradient = step(encode, examples)
+    assert encode.encoder.packs == packed
+    for _ in range(3):  # packed: as it is, recorded, replayed
+        loss, gradient = step(encode, examples)
+    assert bool(encode.encoder.graphs._graphs) == packed
     assert loss == pytest.approx(expected_loss, rel=tolerance)
     assert (gradient - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_graphs_replay_what_would_run_without_them(triplets, pooling):
+    """Other sentences in batches of the same shape, dropout's masks and all, and two backward passes into one step."""
+    sentences, examples = triplets
+    batches = [examples, examples + len(sentences), examples[::-1], examples]
+    found = []
+    for with_graphs in (True, False):
+        encode = make_encode("mini", sentences, pooling, 0.1, precision="bf16")
+        encode.max_tokens = 65_536  # all in one
+        ids, offsets = encode.tokens.ids.astype(int), encode.tokens.offsets
+        others = np.where(ids > 4, 5 + (ids - 5) * 7 % 11_995, ids)  # special tokens stay
+        encode.tokens = Tokens(np.append(ids, others), np.append(offsets, offsets[1:] + offsets[-1]))
+        encoder = encode.encoder
+        if not with_graphs:
+            encoder.graphs = None
+        objective = make_objective("simcse", encoder, encode.tokens, [encoder.dim], 0.05, 1.0, False)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-3)
+        torch.manual_seed(0)
+        for batch in batches:
+            losses = []
+            for rows in (batch, batch[::-1].copy()):
+                losses.append(objective(encode, rows))
+                losses[-1].backward()
+            gradient = torch.cat([p.grad.flatten().clone() for p in encoder.parameters() if p.grad is not None])
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append((torch.stack(losses).detach(), gradient))
+        assert not with_graphs or len(encoder.graphs._graphs) == 1
+    for (losses, gradient), (expected_losses, expected) in zip(found[:4], found[4:]):
+        torch.testing.assert_close(losses, expected_losses, rtol=1e-3, atol=1e-3)
+        assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -93,6 +130,7 @@ def test_no_step_waits_for_the_gpu(tiny_bert, triplets, precision, objective):
         optimizer.zero_grad()
 
     whole_step()
+    whole_step()  # a recording, which may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         whole_step()
@@ -124,6 +162,7 @@ def test_train_resume_evaluate(flags, few_pairs, tmp_path, capsys):
 
 
 def test_out_of_memory_is_a_sentence(flags, fails):
+    gc.collect()  # what other tests left
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(GPU).total_memory
     torch.cuda.set_per_process_memory_fraction(250 * 2**20 / total)
