@@ -46,7 +46,7 @@ from model.microbatch import Encode, default_micro_batch_tokens
 from model.objectives import SimCSE
 from model.progress import peak_memory
 from model.trainer import parameter_groups
-from model.utils import autocast, default_device, resolve_precision
+from model.utils import default_device, resolve_precision
 
 MAX_LEN = 50
 SIDES = ("ours", "reference", "sentence-transformers")
@@ -120,7 +120,7 @@ def reference(encoder, sentences, batches, args):
     inputs = [[tokenize([sentences[i] for i in column]).to(args.device) for column in batch.T] for batch in batches]
 
     def step(columns):
-        with autocast(args.precision, args.device):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             pooled = [bert(x["input_ids"], attention_mask=x["attention_mask"]).pooler_output for x in columns]
         loss = contrastive_loss(*pooled[:2], pooled[2:], 0.05)
         optimizer.zero_grad()

@@ -48,7 +48,7 @@ class Attention(nn.Module):
             attended = GroupAttention.apply(*projected, groups, self.self.attention_head_size, dropout)[None]
         elif longest is not None:
             projected = self._project_at_once(None if all_ask else asking[0], states[0])
-            attended = efficient_attention(*projected, bounds, longest, self.self.attention_head_size, dropout)[None]
+            attended = flash_attention(*projected, bounds, longest, self.self.attention_head_size, dropout)[None]
         else:
             sizes = [n * length for n, length in blocks]
             query, key, value = (x[0] for x in self._project(asking, states))
@@ -78,10 +78,21 @@ class Attention(nn.Module):
         return query, states
 
 
-def efficient_attention(query, states, bounds, longest, d, dropout):
-    """As GroupAttention, but by PyTorch's memory-efficient attention for packed sentences, on a GPU.
+def has_flash_attention(config, device):
+    """Whether `flash_attention` works: in the autocast that is on now, on a GPU that knows it."""
+    if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.version.cuda is None:  # AMD's
+        return False
+    modern = torch.cuda.get_device_capability(device) >= (8, 0) and torch.backends.cuda.is_flash_attention_available()
+    d = config.hidden_size // config.num_attention_heads
+    return modern and d % 8 == 0 and d <= 192  # the backward pass of larger heads is not on every GPU
 
-    Rabe and Staats 2021 (arXiv:2112.05682). On sentences its backward pass is three times as fast as FlashAttention's.
+
+def flash_attention(query, states, bounds, longest, d, dropout):
+    """As GroupAttention, but by PyTorch's FlashAttention for packed sentences, on a GPU, in bf16.
+
+    Dao 2023 (arXiv:2307.08691). The function with a public name, torch.nn.attention.varlen.varlen_attn, has no dropout.
+    PyTorch's memory-efficient attention is twice as fast on sentences, but when they are packed its backward pass drops
+    other probabilities than its forward pass (pytorch/pytorch#115590; kernel_forward.h, advance_to_block).
 
     Args:
         query, states, d, dropout: see GroupAttention; no tokens may follow the sentences.
@@ -95,10 +106,8 @@ def efficient_attention(query, states, bounds, longest, d, dropout):
         key, value = states.unflatten(1, (2, -1, d)).unbind(1)
         query, asking = query.unflatten(1, (-1, d)), 1
         query_bounds = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device)
-    packed = query[None], key[None], value[None]
-    attend = torch.ops.aten._efficient_attention_forward
-    # no bias, no mask; with the logarithms of softmax's sums, for the backward pass
-    return attend(*packed, None, query_bounds, bounds, asking, longest, dropout, 0, True)[0][0].flatten(1)
+    attend = torch.ops.aten._flash_attention_forward
+    return attend(query, key, value, query_bounds, bounds, asking, longest, dropout, False, False)[0].flatten(1)
 
 
 class Group:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
-from model.attention import group
+from model.attention import group, has_flash_attention
 from model.layers import replace_dropout
 from model.microbatch import inputs_to_device, pad, to_device
 from model.packed import filling, filling_sentences, make_packable, pack, packed_states, position_offset, positions
@@ -58,9 +58,13 @@ class SentenceEncoder(nn.Module):
 
     @property
     def packs(self):
-        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`."""
-        packs = self._packable and self._compiled_call_impl is None
-        return packs and (self.device.type == "cpu" or (self.device.type == "cuda" and torch.version.cuda is not None))
+        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`.
+
+        On a GPU that depends on the autocast this is asked in.
+        """
+        if not self._packable or self._compiled_call_impl is not None:
+            return False
+        return self.device.type == "cpu" or has_flash_attention(self.bert.config, self.device)
 
     def collate(self, tokens, rows):
         """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
@@ -110,7 +114,7 @@ class SentenceEncoder(nn.Module):
         if device.type != "cuda":
             states = packed_states(self.bert, ids, where, bounds, pooling, first_alone, **inputs)
         else:
-            longest = -(-int(lengths.max()) // 64) * 64  # few sizes; how much longer than needed costs nothing
+            longest = min(-(-int(lengths.max()) // 64) * 64, len(where))  # few sizes; some more cost nothing
             replays = self.graphs and self.training and torch.is_grad_enabled()
             run = self.graphs if replays else functools.partial(packed_states, self.bert)
             states = run(ids, where, bounds, pooling, first_alone, longest)

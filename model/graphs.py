@@ -7,6 +7,8 @@ import functools
 
 import torch
 
+MOST = 32  # graphs
+
 
 class Graphs:
     """Calls of `run` and their backward passes; where arguments of the same shapes come again, by graphs.
@@ -28,18 +30,28 @@ class Graphs:
         self._met, self._graphs = set(), {}
 
     @functools.cached_property
+    def most(self):
+        """How many graphs there may be: none where memory does not suffice for a step's activations twice over.
+
+        They have memory of their own, beside that of steps which run as they are.
+        """
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return MOST if free > 2 * torch.cuda.max_memory_allocated() else 0
+
+    @functools.cached_property
     def gradients(self):
         """Where every graph puts those of the parameters."""
         return [torch.empty_like(p) for p in self.parameters.values()]
 
     def __call__(self, *arguments):
         shapes = tuple(x.shape if isinstance(x, torch.Tensor) else x for x in arguments)
-        if self.waiting or shapes not in self._met:
-            self._met.add(shapes)
+        graph = self._graphs.get(shapes)
+        if graph is None and not self.waiting and shapes in self._met and len(self._graphs) < self.most:
+            graph = self._graphs[shapes] = Graph(self, arguments)
+        self._met.add(shapes)
+        if graph is None or self.waiting:
             return self.run(self.module, *arguments)
-        if shapes not in self._graphs:
-            self._graphs[shapes] = Graph(self, arguments)
-        return Replay.apply(self, self._graphs[shapes], arguments, *self.parameters.values())
+        return Replay.apply(self, graph, arguments, *self.parameters.values())
 
 
 class Graph:
@@ -59,7 +71,7 @@ class Graph:
         with torch.cuda.graph(self.forward, **how):
             output = graphs.run(module, *self.inputs)
         self.output, self.output_gradient = output.detach(), torch.empty_like(output)
-        with torch.cuda.graph(self.backward, **how):
+        with torch.cuda.graph(self.backward, **how), torch.autocast("cuda", enabled=False):
             found = torch.autograd.grad(output, list(leaves.values()), self.output_gradient, allow_unused=True)
             used = [(ours, its) for ours, its in zip(graphs.gradients, found) if its is not None]
             torch._foreach_copy_(*zip(*used))

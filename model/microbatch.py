@@ -86,8 +86,9 @@ class Encode:
     def __init__(self, encoder, tokens, max_tokens, cache_gradients=False, precision="fp32"):
         self.encoder, self.tokens, self.max_tokens = encoder, tokens, max_tokens
         self.cache_gradients, self.precision = cache_gradients, precision
-        if encoder.device.type == "cuda" and not cache_gradients:  # which would replay twice what it begins once
-            encoder.graphs = Graphs(encoder.bert, packed_states)
+        # cached gradients would replay twice what they begin once
+        records = encoder.device.type == "cuda" and not cache_gradients
+        encoder.graphs = Graphs(encoder.bert, packed_states) if records else None
 
     def autocast(self):
         return autocast(self.precision, self.encoder.device)
@@ -124,9 +125,12 @@ class Encode:
             yield states.flatten(0, -2)[to_device(chosen, device)], to_device(ids.flatten()[chosen], device)
 
     def _micro_batches(self, rows):
-        cuts = cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs)
+        with self.autocast():  # `packs` depends on it
+            cuts = cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs)
         for cut in cuts:
-            yield self.encoder.collate(self.tokens, rows[cut])
+            with self.autocast():  # and not while the caller computes
+                micro_batch = self.encoder.collate(self.tokens, rows[cut])
+            yield micro_batch
 
     def _run(self, forward, *inputs):
         inputs = inputs_to_device(inputs, self.encoder.device)

@@ -2,7 +2,7 @@
 
 All but attention sees nothing but tokens. For attention on a CPU sentences of one length are a dense block (n,
 length); under dropout those of similar length are a group, which is padded (model/attention.py). That is faster than
-padding, however well sorted (the README has figures). A GPU has a kernel for unequal lengths.
+padding, however well sorted (the README has figures). A GPU has a kernel for unequal lengths, in bf16.
 """
 
 import numpy as np

@@ -74,7 +74,8 @@ class Progress:
 def peak_memory(device):
     """(megabytes at most so far, of what) of the GPU, else of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20, "GPU memory"
+        # reserved, not allocated: CUDA graphs keep memory that counts as free between their recordings
+        return torch.cuda.max_memory_reserved(device) / 2**20, "GPU memory"
     try:
         import resource
     except ImportError:  # Windows
