@@ -64,7 +64,7 @@ def load_encoder(
         RunError: the hub cannot be reached.
     """
     path = Path(name)
-    source = MINI if str(name) == "mini" else path if path.is_file() else fetch_folder(name, not random_weights)
+    source = MINI if str(name) == "mini" else path if path.is_file() else fetch_folder(name, weights=False)
     if (source / MODEL_FOLDER / SETTINGS_FILE).is_file():
         source = source / MODEL_FOLDER
     elif source.is_dir() and not (source / "config.json").is_file() and (source / CHECKPOINT_FILE).is_file():
@@ -96,6 +96,8 @@ def load_encoder(
     if random_weights:
         backbone = _encoder_alone(make(config))
     else:
+        if str(name) != "mini" and not path.exists():
+            fetch_folder(name)  # the weights, beside what the checks above looked at
         backbone = _load_backbone(source, folder, config, weights, pooling, training, ours)
     if len(tokenizer) > config.vocab_size:
         raise UserError(

@@ -83,6 +83,12 @@ def test_model_and_tokenizer_by_id(hub, tiny_bert, sample_sentences):
     assert "flax_model.msgpack" not in hub
 
 
+def test_weights_are_fetched_when_all_else_is_right(hub):
+    with pytest.raises(UserError, match="--max_len 600"):
+        load_encoder("someone/tiny", max_len=600)
+    assert "config.json" in hub and "model.safetensors" not in hub
+
+
 def test_tokenizer_alone_fetches_no_weights(hub, sample_sentences):
     assert KoBERTTokenizer.from_pretrained("someone/tiny")(sample_sentences[0])["input_ids"][0] == 2
     assert "spiece.model" in hub and "model.safetensors" not in hub
