@@ -14,6 +14,7 @@ from data import flags
 from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
 from data.sentences import read_sentences
+from data.tokenize import tokenize
 from model.checkpoint import load_encoder
 from model.pooling import POOLINGS
 from model.utils import default_device, pytorch_cos_sim
@@ -80,7 +81,14 @@ def main(argv=None):
         name = "mini"
         print(f"{DEFAULT_MODEL} is not there: using mini, the encoder of model/mini", file=sys.stderr)
     encoder = load_encoder(name, args.pooling, args.max_len, args.tokenizer).to(args.device)
-    corpus_embeddings = encoder.encode(corpus)
+    tokens = tokenize(corpus, encoder.tokenizer, encoder.max_len, show_progress=True)
+    if full := int((tokens.lengths == encoder.max_len).sum()):
+        print(
+            f"{full:,} of {len(corpus):,} sentences fill --max_len {encoder.max_len} tokens; of longer ones the "
+            "rest is not looked at",
+            file=sys.stderr,
+        )
+    corpus_embeddings = encoder.encode(tokens)
     queries = args.query or QUERIES
     top_k = min(args.top_k, len(corpus))
     for query, scores in zip(queries, pytorch_cos_sim(encoder.encode(queries), corpus_embeddings).numpy()):

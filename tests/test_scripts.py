@@ -112,6 +112,16 @@ def test_search_ranks_by_cosine(run_folder, tmp_path, capsys):
     assert [float(score) for _, score in found] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-3)
 
 
+def test_search_says_what_of_long_sentences_it_reads(tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(f"짧은 문장\n{'긴 문장 ' * 40}\n", encoding="utf-8")
+    SemanticSearch.main(["--model", "mini", "--corpus", str(corpus), "--query", "문장"])
+    assert "1 of 2 sentences fill --max_len 64 tokens" in capsys.readouterr().err
+    corpus.write_text("짧은 문장\n다른 문장\n", encoding="utf-8")
+    SemanticSearch.main(["--model", "mini", "--corpus", str(corpus), "--query", "문장"])
+    assert "--max_len" not in capsys.readouterr().err
+
+
 def test_search_in_a_corpus_of_bad_rows_alone(run_folder, tmp_path, monkeypatch, fails):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.jsonl").write_text('{"sentence": 1}\n{"sentence": ""}\n')
