@@ -25,30 +25,29 @@ class Attention(nn.Module):
         super().__init__()
         self.self, self.output, self.last = plain.self, plain.output, last
 
-    def forward(
-        self, states, attention_mask=None, kept=None, bounds=None, blocks=None, groups=None, longest=None, **kwargs
-    ):
+    def forward(self, states, attention_mask=None, kept=None, blocks=None, groups=None, **kwargs):
         """(n, length, hidden) states into (states of the same shape, None), as transformers calls it.
 
-        Packed sentences are one row, n = 1, and `bounds` where each begins, and the end: (sentences + 1,) int32. On a
-        CPU `blocks` is what packed.pack gives; `groups` are the same sentences as Groups, for dropout. On a GPU no
-        sentence is longer than `longest`.
-        `kept` is which tokens of a row the last layer is to give, None for all.
+        Packed sentences are one row, n = 1: `blocks` is what packed.pack gives. `groups` are the same sentences as
+        Groups, for dropout. On a GPU they lie in many rows, and `attention_mask` tells them apart.
+        `kept` is which tokens the last layer is to give: a slice of every row, numbers of all rows' tokens (then the
+        result is one row), None for all.
         """
         if not self.last or kept is None:
             kept = slice(None)
-        asking = states[:, kept]
-        all_ask = asking.shape[1] == states.shape[1]
+        by_number = isinstance(kept, torch.Tensor)
+        asking = states.flatten(0, 1).index_select(0, kept)[None] if by_number else states[:, kept]
+        all_ask = asking.shape[:2] == states.shape[:2]
         dropout = self.self.dropout.p if self.training else 0.0
-        if bounds is None:
+        if blocks is None and by_number:  # in rows
+            attended = self._attend(*self._project(states, states), attention_mask, dropout)
+            attended = attended.flatten(0, 1).index_select(0, kept)[None]
+        elif blocks is None:
             mask = None if attention_mask is None else attention_mask[:, :, kept]
             attended = self._attend(*self._project(asking, states), mask, dropout)
         elif groups is not None:
             projected = self._project_at_once(None if all_ask else asking[0], states[0])
             attended = GroupAttention.apply(*projected, groups, self.self.attention_head_size, dropout)[None]
-        elif longest is not None:
-            projected = self._project_at_once(None if all_ask else asking[0], states[0])
-            attended = flash_attention(*projected, bounds, longest, self.self.attention_head_size, dropout)[None]
         else:
             sizes = [n * length for n, length in blocks]
             query, key, value = (x[0] for x in self._project(asking, states))
@@ -76,38 +75,6 @@ class Attention(nn.Module):
         else:
             states = torch.cat([layer(states) for layer in layers], dim=-1)
         return query, states
-
-
-def has_flash_attention(config, device):
-    """Whether `flash_attention` works: in the autocast that is on now, on a GPU that knows it."""
-    if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.version.cuda is None:  # AMD's
-        return False
-    modern = torch.cuda.get_device_capability(device) >= (8, 0) and torch.backends.cuda.is_flash_attention_available()
-    d = config.hidden_size // config.num_attention_heads
-    return modern and d % 8 == 0 and d <= 192  # the backward pass of larger heads is not on every GPU
-
-
-def flash_attention(query, states, bounds, longest, d, dropout):
-    """As GroupAttention, but by PyTorch's FlashAttention for packed sentences, on a GPU, in bf16.
-
-    Dao 2023 (arXiv:2307.08691). The function with a public name, torch.nn.attention.varlen.varlen_attn, has no dropout.
-    PyTorch's memory-efficient attention is twice as fast on sentences, but when they are packed its backward pass drops
-    other probabilities than its forward pass (pytorch/pytorch#115590; kernel_forward.h, advance_to_block).
-
-    Args:
-        query, states, d, dropout: see GroupAttention; no tokens may follow the sentences.
-        bounds: (n + 1,) int32, where each sentence begins, and the end of the last.
-        longest: no sentence has more tokens.
-    """
-    if query is None:
-        query, key, value = states.unflatten(1, (3, -1, d)).unbind(1)
-        query_bounds, asking = bounds, longest
-    else:
-        key, value = states.unflatten(1, (2, -1, d)).unbind(1)
-        query, asking = query.unflatten(1, (-1, d)), 1
-        query_bounds = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device)
-    attend = torch.ops.aten._flash_attention_forward
-    return attend(query, key, value, query_bounds, bounds, asking, longest, dropout, False, False)[0].flatten(1)
 
 
 class Group:

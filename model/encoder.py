@@ -12,10 +12,10 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.tokenize import Tokens, tokenize
 from model import distributed
-from model.attention import group, has_flash_attention
+from model.attention import group
 from model.layers import replace_dropout
 from model.microbatch import inputs_to_device, pad, to_device
-from model.packed import filling, filling_sentences, make_packable, pack, packed_states, position_offset, positions
+from model.packed import filling, lay_in_rows, make_packable, pack, position_offset, positions, states_in_rows
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
 
@@ -45,7 +45,7 @@ class SentenceEncoder(nn.Module):
         self.max_len = max_len
         self.normalize = normalize
         self._packable = make_packable(backbone)
-        self.graphs = None  # of packed_states, in a training on a GPU, see graphs.py
+        self.graphs = None  # of states_in_rows, in a training on a GPU, see graphs.py
 
     @property
     def device(self):
@@ -58,13 +58,13 @@ class SentenceEncoder(nn.Module):
 
     @property
     def packs(self):
-        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`.
+        """Whether micro-batches go through `forward_packed`: where it is possible and faster than `forward`."""
+        return self._packable and self._compiled_call_impl is None and self.device.type in ("cpu", "cuda")
 
-        On a GPU that depends on the autocast this is asked in.
-        """
-        if not self._packable or self._compiled_call_impl is not None:
-            return False
-        return self.device.type == "cpu" or has_flash_attention(self.bert.config, self.device)
+    @property
+    def packs_in_rows(self):
+        """Whether packed sentences lie in many rows instead of one."""
+        return self.device.type == "cuda"
 
     def collate(self, tokens, rows):
         """The faster of the two ways through the transformer: (callable, its arguments) for a micro-batch.
@@ -99,26 +99,35 @@ class SentenceEncoder(nn.Module):
         """What `pooling` looks at of packed tokens, (tokens, hidden), or of the first of each sentence alone."""
         config, device = self.bert.config, self.device
         lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-        n, real, inputs = len(lengths), len(ids), {"blocks": blocks}
-        if device.type == "cuda":
-            lengths = np.append(lengths, filling_sentences(real))
-        where = positions(lengths)
-        if device.type == "cpu" and self.bert.training and config.attention_probs_dropout_prob:
+        if self.packs_in_rows:
+            return self._run_in_rows(ids, lengths, pooling, first_alone)
+        where, real = positions(lengths), len(ids)
+        inputs = {"kept": to_device(np.flatnonzero(where == 0), device) if first_alone else None, "blocks": blocks}
+        if self.bert.training and config.attention_probs_dropout_prob:
             # what computes products in bf16, oneDNN, makes a kernel for every new shape, and that takes its time
             few_shapes = torch.is_autocast_enabled("cpu")
             inputs["groups"] = group(lengths, config.num_attention_heads, few_shapes)
-            where = np.pad(where, (0, filling(real) if few_shapes else 0))
-        ids = F.pad(ids, (0, len(where) - real))
-        bounds = to_device(np.append(0, np.cumsum(lengths)).astype(np.int32), device)
+            extra = filling(real) if few_shapes else 0
+            ids, where = F.pad(ids, (0, extra)), np.pad(where, (0, extra))
         where = to_device(where + position_offset(config), device)
-        if device.type != "cuda":
-            states = packed_states(self.bert, ids, where, bounds, pooling, first_alone, **inputs)
-        else:
-            longest = min(-(-int(lengths.max()) // 64) * 64, len(where))  # few sizes; some more cost nothing
-            replays = self.graphs and self.training and torch.is_grad_enabled()
-            run = self.graphs if replays else functools.partial(packed_states, self.bert)
-            states = run(ids, where, bounds, pooling, first_alone, longest)
-        return states[: n if first_alone else real]
+        states = states_to_pool(self._run(input_ids=ids[None], position_ids=where[None], **inputs), pooling)[0]
+        return states if first_alone else states[:real]
+
+    def _run_in_rows(self, ids, lengths, pooling, first_alone):
+        """As `_run_packed`, for sentences of these lengths; their tokens, all of them, on the device."""
+        starts, rows, width = lay_in_rows(lengths)
+        where = positions(lengths)
+        places = np.repeat(starts, lengths) + where
+        in_rows = np.zeros((2, rows * width), dtype=np.int64)  # positions and owners; of padding 0
+        in_rows[:, places] = where + position_offset(self.bert.config), np.repeat(np.arange(len(lengths)) + 1, lengths)
+        where, owners = to_device(in_rows, self.device).view(2, rows, width)
+        places, starts = to_device(places, self.device), to_device(starts, self.device)
+        padding = ids.new_full((rows * width,), self.tokenizer.pad_token_id)
+        ids = padding.index_copy(0, places, ids).view(rows, width)
+        replays = self.graphs is not None and self.training and torch.is_grad_enabled()
+        run = self.graphs if replays else functools.partial(states_in_rows, self.bert)
+        states = run(ids, where, owners, starts if first_alone else None, pooling)
+        return states if first_alone else states.index_select(0, places)
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):
         if self._packable:

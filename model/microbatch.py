@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model import distributed
 from model.graphs import Graphs
-from model.packed import packed_states
+from model.packed import states_in_rows
 from model.utils import autocast, return_freed_memory
 
 SHORTEST = 0.75  # of a padded micro-batch's longest sentence: no more than a quarter of it is padding
@@ -87,8 +87,8 @@ class Encode:
         self.encoder, self.tokens, self.max_tokens = encoder, tokens, max_tokens
         self.cache_gradients, self.precision = cache_gradients, precision
         # cached gradients would replay twice what they begin once
-        records = encoder.device.type == "cuda" and not cache_gradients
-        encoder.graphs = Graphs(encoder.bert, packed_states) if records else None
+        records = encoder.device.type == "cuda" and torch.version.cuda is not None and not cache_gradients  # not AMD's
+        encoder.graphs = Graphs(encoder.bert, states_in_rows) if records else None
 
     def autocast(self):
         return autocast(self.precision, self.encoder.device)
@@ -125,12 +125,8 @@ class Encode:
             yield states.flatten(0, -2)[to_device(chosen, device)], to_device(ids.flatten()[chosen], device)
 
     def _micro_batches(self, rows):
-        with self.autocast():  # `packs` depends on it
-            cuts = cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs)
-        for cut in cuts:
-            with self.autocast():  # and not while the caller computes
-                micro_batch = self.encoder.collate(self.tokens, rows[cut])
-            yield micro_batch
+        for cut in cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs):
+            yield self.encoder.collate(self.tokens, rows[cut])
 
     def _run(self, forward, *inputs):
         inputs = inputs_to_device(inputs, self.encoder.device)

@@ -1,8 +1,9 @@
-"""Sentences through a transformer without padding: all their tokens as one row, attention inside each sentence.
+"""Sentences through a transformer with next to no padding: tokens side by side, attention inside each sentence.
 
 All but attention sees nothing but tokens. For attention on a CPU sentences of one length are a dense block (n,
 length); under dropout those of similar length are a group, which is padded (model/attention.py). That is faster than
-padding, however well sorted (the README has figures). A GPU has a kernel for unequal lengths, in bf16.
+padding, however well sorted (the README has figures). On a GPU there are many rows of equal width, with whole sentences
+side by side in each: little padding, few shapes, and a mask is all that attention needs.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from model.attention import Attention
 from model.layers import replace_layer_norm
 from model.pooling import NEEDS_ALL_LAYERS, states_to_pool
 
+WIDTH = 64  # tokens, of rows on a GPU
 # families whose self-attention is BERT's and whose only notion of position is `position_ids`
 FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 OFFSET_POSITIONS = (
@@ -56,26 +58,6 @@ def pack(tokens, rows):
     return torch.from_numpy(ids), list(zip(counts.tolist(), lengths[first].tolist()))
 
 
-def packed_states(bert, ids, where, bounds, pooling, first_alone, longest=None, **inputs):
-    """What `pooling` looks at of packed tokens, (tokens, hidden), or of the first of each sentence alone.
-
-    Args:
-        bert: the backbone.
-        ids, where: (tokens,) their ids and positions.
-        bounds, longest, inputs: see Attention.
-    """
-    outputs = bert(
-        input_ids=ids[None],
-        position_ids=where[None],
-        kept=bounds[:-1].long() if first_alone else None,
-        bounds=bounds,
-        longest=longest,
-        output_hidden_states=pooling in NEEDS_ALL_LAYERS,
-        **inputs,
-    )
-    return states_to_pool(outputs, pooling)[0]
-
-
 def positions(lengths):
     """0, 1, ..., length - 1 for each sentence, one after the other: (total tokens,)."""
     ends = np.cumsum(lengths)
@@ -87,11 +69,45 @@ def filling(n):
     return -n % 2 ** max(0, n.bit_length() - 7)
 
 
-def filling_sentences(n):
-    """Lengths of sentences, 1 to 33 tokens, to add to n tokens, about a 32nd at most, for the same end.
+def lay_in_rows(lengths):
+    """Sentences side by side in rows of equal width, in few rows: each goes where it leaves the least room (best fit).
 
-    They have attention of their own; how many they are depends on what n is filled up to.
+    Args:
+        lengths: (n,) tokens of each, longest first.
+
+    Returns:
+        (starts, rows, width): (n,) int64, where each begins in all rows one behind the other; how many rows, filled up;
+        their width, a multiple of WIDTH.
     """
-    step = 2 ** max(0, n.bit_length() - 6)
-    count = max(1, step // 32)
-    return np.diff(np.arange(count + 1) * (count + -(n + count) % step) // count)
+    width = -(-int(lengths[0]) // WIDTH) * WIDTH
+    room = [[] for _ in range(width + 1)]  # where rows go on that have room for so many tokens
+    starts, rows = np.empty(len(lengths), dtype=np.int64), 0
+    bounds = np.flatnonzero(np.diff(lengths, prepend=-1, append=-1))  # of sentences of one length
+    for first, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist()):
+        length = int(lengths[first])
+        while first < stop:
+            least = next((k for k in range(length, width + 1) if room[k]), None)
+            if least is None:
+                more = -(-(stop - first) // (width // length))
+                room[width] = [row * width for row in range(rows, rows + more)]
+                rows += more
+                continue
+            taken, room[least] = room[least][: stop - first], room[least][stop - first :]
+            starts[first : first + len(taken)] = taken
+            room[least - length] += [start + length for start in taken]
+            first += len(taken)
+    return starts, rows + filling(rows), width
+
+
+def states_in_rows(bert, ids, where, owners, kept, pooling):
+    """What `pooling` looks at of sentences in rows: (rows x width, hidden), or (n, hidden) of the tokens in `kept`.
+
+    Args:
+        bert: the backbone.
+        ids, where, owners: (rows, width) each token's id, position and sentence, or, of padding, no sentence's number.
+        kept: (n,) int64, which of all rows' tokens suffice; None for all.
+    """
+    mask = owners[:, None, :, None] == owners[:, None, None, :]  # padding attends to padding: a row of False is no mask
+    every_layer = pooling in NEEDS_ALL_LAYERS
+    outputs = bert(input_ids=ids, attention_mask=mask, position_ids=where, kept=kept, output_hidden_states=every_layer)
+    return states_to_pool(outputs, pooling).flatten(0, 1)

@@ -163,8 +163,10 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pooling", ["cls", "mean", "mean_top2"])
-def test_packed_equals_padded_in_every_family(family, pooling, tiny_bert, sample_sentences):
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_packed_equals_padded_in_every_family(family, pooling, in_rows, tiny_bert, sample_sentences, monkeypatch):
     """Sentences through `encode`, without padding, against transformers' own padded forward pass."""
+    monkeypatch.setattr(SentenceEncoder, "packs_in_rows", in_rows)
     make, more = FAMILIES[family]
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)

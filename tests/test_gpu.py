@@ -13,7 +13,6 @@ import evaluate
 import train
 from data.nli import read_triplets
 from data.tokenize import Tokens, tokenize
-from model.attention import flash_attention
 from model.checkpoint import load_encoder
 from model.encoder import SentenceEncoder
 from model.microbatch import Encode
@@ -51,7 +50,7 @@ def step(encode, examples, objective="simcse"):
 @pytest.mark.parametrize("pooling", ["pooler", "mean", "mean_first_last"])
 @pytest.mark.parametrize(
     "precision, packed, tolerance",
-    [("fp32", False, 1e-3), ("bf16", False, 0.03), ("bf16", True, 0.03)],
+    [("fp32", False, 1e-3), ("fp32", True, 1e-3), ("bf16", False, 0.03), ("bf16", True, 0.03)],
 )
 def test_a_step_equals_the_cpus(triplets, monkeypatch, pooling, precision, packed, tolerance):
     sentences, examples = triplets
@@ -59,8 +58,7 @@ def test_a_step_equals_the_cpus(triplets, monkeypatch, pooling, precision, packe
     encode = make_encode("mini", sentences, pooling, precision=precision)
     if not packed:
         monkeypatch.setattr(SentenceEncoder, "packs", False)
-    with encode.autocast():
-        assert encode.encoder.packs == packed
+    assert encode.encoder.packs == packed
     for _ in range(3):  # packed: as it is, recorded, replayed
         loss, gradient = step(encode, examples)
     assert bool(encode.encoder.graphs._graphs) == packed
@@ -101,21 +99,6 @@ def test_graphs_replay_what_would_run_without_them(triplets, pooling):
         assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("first_alone", [False, True])
-def test_attention_drops_the_same_in_both_passes(first_alone):
-    """It is linear in the values: what comes out, times a gradient, is the values times theirs, whatever is dropped."""
-    generator = torch.Generator(GPU).manual_seed(0)
-    states, gradient = (torch.randn(90, 3 * 64, device=GPU, generator=generator, dtype=torch.bfloat16) for _ in "ab")
-    bounds = torch.tensor([0, 40, 57, 90], dtype=torch.int32, device=GPU)
-    query = states[bounds[:-1].long(), :64] if first_alone else None
-    states = (states[:, 64:] if first_alone else states).contiguous().requires_grad_()
-    out = flash_attention(query, states, bounds, 64, 32, 0.3)
-    gradient = gradient[: len(out), :64]
-    out.backward(gradient)
-    values = states.grad[:, -64:].double() * states.detach()[:, -64:].double()
-    assert values.sum().item() == pytest.approx((out.double() * gradient.double()).sum().item(), rel=0.02, abs=0.5)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("objective", ["simcse", "mlm"])
 def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, triplets, precision, objective):
@@ -147,7 +130,7 @@ def test_no_step_waits_for_the_gpu(tiny_bert, triplets, precision, objective):
         optimizer.zero_grad()
 
     whole_step()
-    whole_step()  # in bf16 a recording, which may wait
+    whole_step()  # a recording, which may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         whole_step()

@@ -5,7 +5,6 @@ import contextlib
 import pytest
 import torch
 
-from model import packed
 from model.graphs import Graphs
 
 
@@ -85,15 +84,3 @@ def test_there_are_not_more_graphs_than_memory_allows(calls, monkeypatch):
     for peak, some in ((7, True), (8, False)):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda peak=peak: peak * 2**30)
         assert (make_graphs(calls).most > 0) == some
-
-
-def test_filling_sentences():
-    """Few sums, the same number of sentences for each, none of them empty or long."""
-    numbers = {}
-    for n in range(3, 70_000, 7):
-        lengths = packed.filling_sentences(n)
-        assert 1 <= lengths.min() and lengths.max() <= 33
-        assert lengths.sum() <= n / 31 + 2
-        numbers.setdefault(n + int(lengths.sum()), set()).add(len(lengths))
-    assert all(len(found) == 1 for found in numbers.values())
-    assert len(numbers) < 400

@@ -206,8 +206,8 @@ def test_unsupervised_simcse_sees_two_dropout_masks(small):
     assert objective(Encode(encoder, tokens, 1000), rows).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("family, packed", [("bert", True), ("bert", False), ("electra", True)])
-def test_masked_language_modelling_against_a_loop(small, family, packed):
+@pytest.mark.parametrize("family, layout", [("bert", "row"), ("bert", "rows"), ("bert", "padded"), ("electra", "row")])
+def test_masked_language_modelling_against_a_loop(small, monkeypatch, family, layout):
     """One sentence at a time through the plain backbone, the same tokens hidden."""
     encoder, tokens = small
     if family == "electra":  # its word embeddings are narrower than its states
@@ -215,7 +215,8 @@ def test_masked_language_modelling_against_a_loop(small, family, packed):
         config = transformers.ElectraConfig(vocab_size=len(encoder.tokenizer), **narrow, intermediate_size=64)
         encoder = SentenceEncoder(transformers.ElectraModel(config), encoder.tokenizer, "cls")
     encoder.eval()
-    encoder._packable = packed
+    encoder._packable = layout != "padded"
+    monkeypatch.setattr(SentenceEncoder, "packs_in_rows", layout == "rows")
     objective = MaskedLM(encoder)
     seen = []
 

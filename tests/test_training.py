@@ -21,10 +21,12 @@ from data.nli import read_triplets
 from data.tokenize import load_tokenizer, tokenize
 from model.attention import Group
 from model.checkpoint import load_encoder
+from model.encoder import SentenceEncoder
 from model.losses import contrastive_loss
 from model.metrics import CORRELATIONS
 from model.microbatch import Encode, cut_by_length
 from model.objectives import SimCSE, make_objective
+from model.packed import lay_in_rows
 from model.pooling import POOLINGS, states_to_pool
 from model.progress import LOG_COLUMNS
 from model.states import States
@@ -80,14 +82,18 @@ def reference_step(tiny_bert, batch):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("max_tokens, packed", [(1, True), (400, True), (100_000, True), (60, False), (100_000, False)])
+@pytest.mark.parametrize(
+    "max_tokens, layout",
+    [(1, "row"), (400, "row"), (100_000, "row"), (60, "padded"), (100_000, "padded"), (400, "rows"), (100_000, "rows")],
+)
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the second goes dropout's way, but nothing ever falls
 def test_a_step_in_micro_batches_equals_the_padded_step(
-    tiny_bert, batch, reference_step, max_tokens, packed, pooling, dropout
+    tiny_bert, batch, reference_step, monkeypatch, max_tokens, layout, pooling, dropout
 ):
     _, _, tokens, examples = batch
     encoder = load_encoder(tiny_bert, pooling, dropout=dropout, training=True).train()
-    encoder._packable = packed
+    encoder._packable = layout != "padded"
+    monkeypatch.setattr(SentenceEncoder, "packs_in_rows", layout == "rows")
     encode = Encode(encoder, tokens, max_tokens)
     loss = simcse(encode, examples)
     ours = gradients(encoder, loss)
@@ -96,6 +102,22 @@ def test_a_step_in_micro_batches_equals_the_padded_step(
     assert set(ours) == {f"bert.{name}" for name in expected}
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[f"bert.{name}"], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_rows_hold_whole_sentences_and_little_padding(batch):
+    generator = np.random.default_rng(0)
+    for lengths in ([1], [64], [65, 2], [50] * 9 + [14] * 8, generator.integers(2, 130, 50), batch[2].lengths):
+        lengths = np.sort(lengths)[::-1]
+        starts, rows, width = lay_in_rows(lengths)
+        assert width % 64 == 0 and lengths[0] <= width < lengths[0] + 64
+        used = np.zeros(rows * width, dtype=int)
+        for start, length in zip(starts, lengths):
+            assert start // width == (start + length - 1) // width
+            used[start : start + length] += 1
+        assert used.max() == 1
+    lengths = np.sort(np.clip(generator.gamma(4, 5, 768).astype(int), 3, 50))[::-1]  # about KorNLI's
+    _, rows, width = lay_in_rows(lengths)
+    assert rows * width < 1.04 * lengths.sum()
 
 
 def test_the_last_layer_computes_first_tokens_alone(tiny_bert, batch):
@@ -116,12 +138,13 @@ def test_the_last_layer_computes_first_tokens_alone(tiny_bert, batch):
     assert seen == {"cls": [16] * 4, "mean": [whole] * 3}
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("layout", ["row", "rows", "padded"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, packed, precision):
+def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, batch, monkeypatch, layout, precision):
     _, _, tokens, examples = batch
     encoder = load_encoder(tiny_bert, dropout=0.3, training=True).train()
-    encoder._packable = packed
+    encoder._packable = layout != "padded"
+    monkeypatch.setattr(SentenceEncoder, "packs_in_rows", layout == "rows")
     found = []
     for cache_gradients in (False, True):
         torch.manual_seed(3)
