@@ -139,7 +139,6 @@ def main(argv=None):
         raise UserError("--cache_gradients: PyTorch cannot replay dropout on mps; lower --batch_size instead")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard: needs one more package: pip install tensorboard")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and there are many
     with distributed.processes(args.device) as args.device:
         run_training(args, specifications)
 

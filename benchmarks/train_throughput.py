@@ -92,7 +92,6 @@ def synchronize(device):
 def ours(encoder, sentences, batches, args):
     tokens = cached_tokens(sentences, encoder.tokenizer, MAX_LEN)
     optimizer = torch.optim.AdamW(parameter_groups(encoder, 0.0), lr=1e-4, fused=True)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as train.py
     if args.compile:
         encoder.compile(dynamic=True)
 

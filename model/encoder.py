@@ -121,13 +121,14 @@ class SentenceEncoder(nn.Module):
         in_rows = np.zeros((2, rows * width), dtype=np.int64)  # positions and owners; of padding 0
         in_rows[:, places] = where + position_offset(self.bert.config), np.repeat(np.arange(len(lengths)) + 1, lengths)
         where, owners = to_device(in_rows, self.device).view(2, rows, width)
-        places, starts = to_device(places, self.device), to_device(starts, self.device)
+        places = to_device(places, self.device)
+        kept = to_device(np.pad(starts, (0, filling(len(starts)))), self.device) if first_alone else None
         padding = ids.new_full((rows * width,), self.tokenizer.pad_token_id)
         ids = padding.index_copy(0, places, ids).view(rows, width)
         replays = self.graphs is not None and self.training and torch.is_grad_enabled()
         run = self.graphs if replays else functools.partial(states_in_rows, self.bert)
-        states = run(ids, where, owners, starts if first_alone else None, pooling)
-        return states if first_alone else states.index_select(0, places)
+        states = run(ids, where, owners, kept, pooling)
+        return states[: len(starts)] if first_alone else states.index_select(0, places)
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):
         if self._packable:

@@ -86,9 +86,12 @@ class Encode:
     def __init__(self, encoder, tokens, max_tokens, cache_gradients=False, precision="fp32"):
         self.encoder, self.tokens, self.max_tokens = encoder, tokens, max_tokens
         self.cache_gradients, self.precision = cache_gradients, precision
-        # cached gradients would replay twice what they begin once
-        records = encoder.device.type == "cuda" and torch.version.cuda is not None and not cache_gradients  # not AMD's
-        encoder.graphs = Graphs(encoder.bert, states_in_rows) if records else None
+        encoder.graphs = None
+        if encoder.device.type == "cuda":
+            # cuDNN plans attention anew for every shape, and with a mask can give NaN (pytorch/pytorch#196678)
+            torch.backends.cuda.enable_cudnn_sdp(False)
+            if torch.version.cuda is not None and not cache_gradients:  # not AMD's; not twice what they begin once
+                encoder.graphs = Graphs(encoder.bert, states_in_rows)
 
     def autocast(self):
         return autocast(self.precision, self.encoder.device)

@@ -65,7 +65,7 @@ def positions(lengths):
 
 
 def filling(n):
-    """How many tokens to add to n, at most a 64th, so that micro-batches of about a size share theirs."""
+    """How many tokens, or rows, to add to n, at most a 64th, so that micro-batches of about a size share theirs."""
     return -n % 2 ** max(0, n.bit_length() - 7)
 
 
@@ -77,7 +77,7 @@ def lay_in_rows(lengths):
 
     Returns:
         (starts, rows, width): (n,) int64, where each begins in all rows one behind the other; how many rows, filled up;
-        their width, a multiple of WIDTH.
+        their width, a multiple of WIDTH that the longest fits in.
     """
     width = -(-int(lengths[0]) // WIDTH) * WIDTH
     room = [[] for _ in range(width + 1)]  # where rows go on that have room for so many tokens

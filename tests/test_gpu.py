@@ -99,6 +99,23 @@ def test_graphs_replay_what_would_run_without_them(triplets, pooling):
         assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("width", [64, 128])
+def test_attention_drops_the_same_in_both_passes(width, dtype, tolerance):
+    """It is linear in the values: what comes out, times a gradient, is the values times theirs, whatever is dropped."""
+    make_encode("mini", ["문장"])  # sets what attention may be
+    attention = load_encoder("mini").bert.encoder.layer[0].attention
+    torch.manual_seed(0)
+    query, key, value, gradient = torch.randn(4, 5, width, 256, device=GPU, dtype=dtype)
+    value.requires_grad_()
+    owners = torch.arange(width, device=GPU).expand(5, -1) // 20
+    mask = owners[:, None, :, None] == owners[:, None, None, :]
+    out = attention._attend(query, key, value, mask, 0.3)
+    out.backward(gradient)
+    ours, theirs = (out.double() * gradient.double()).detach(), value.grad.double() * value.detach().double()
+    assert abs(ours.sum() - theirs.sum()) < tolerance * ours.norm()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("objective", ["simcse", "mlm"])
 def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, triplets, precision, objective):
