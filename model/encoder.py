@@ -15,7 +15,16 @@ from model import distributed
 from model.attention import group
 from model.layers import replace_dropout
 from model.microbatch import inputs_to_device, pad, to_device
-from model.packed import filling, lay_in_rows, make_packable, pack, position_offset, positions, states_in_rows
+from model.packed import (
+    filling,
+    lay_in_rows,
+    lengths_of,
+    make_packable,
+    pack,
+    position_offset,
+    positions,
+    states_in_rows,
+)
 from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, POOLINGS, pool, states_to_pool
 
 
@@ -84,23 +93,23 @@ class SentenceEncoder(nn.Module):
 
     def forward_packed(self, ids, blocks):
         """Sentences without padding into (n, d) embeddings, where `packs`; the arguments are packed.pack's results."""
+        if self.packs_in_rows:
+            return self._pool(self._run_in_rows(ids, blocks, self.pooling).unsqueeze(1))
         if self.pooling in FIRST_ALONE:
-            return self._pool(self._run_packed(ids, blocks, self.pooling, first_alone=True).unsqueeze(1))
-        states = self._run_packed(ids, blocks, self.pooling).split([n * length for n, length in blocks])
+            return self._pool(self._run_packed(ids, blocks, first_alone=True).unsqueeze(1))
+        states = self._run_packed(ids, blocks).split([n * length for n, length in blocks])
         return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
 
     def token_states(self, ids, shape):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
-        if isinstance(shape, list):
-            return self._run_packed(ids, shape, "cls")
-        return self._run_padded(None, ids, shape).last_hidden_state
+        if not isinstance(shape, list):
+            return self._run_padded(None, ids, shape).last_hidden_state
+        return self._run_in_rows(ids, shape, None) if self.packs_in_rows else self._run_packed(ids, shape, pooled=False)
 
-    def _run_packed(self, ids, blocks, pooling, first_alone=False):
-        """What `pooling` looks at of packed tokens, (tokens, hidden), or of the first of each sentence alone."""
+    def _run_packed(self, ids, blocks, first_alone=False, pooled=True):
+        """What is pooled, or the last states, of packed tokens, (tokens, hidden), or of sentences' first ones alone."""
         config, device = self.bert.config, self.device
-        lengths = np.repeat([length for _, length in blocks], [n for n, _ in blocks])
-        if self.packs_in_rows:
-            return self._run_in_rows(ids, lengths, pooling, first_alone)
+        lengths = lengths_of(blocks)
         where, real = positions(lengths), len(ids)
         inputs = {"kept": to_device(np.flatnonzero(where == 0), device) if first_alone else None, "blocks": blocks}
         if self.bert.training and config.attention_probs_dropout_prob:
@@ -110,25 +119,31 @@ class SentenceEncoder(nn.Module):
             extra = filling(real) if few_shapes else 0
             ids, where = F.pad(ids, (0, extra)), np.pad(where, (0, extra))
         where = to_device(where + position_offset(config), device)
-        states = states_to_pool(self._run(input_ids=ids[None], position_ids=where[None], **inputs), pooling)[0]
+        outputs = self._run(input_ids=ids[None], position_ids=where[None], **inputs)
+        states = states_to_pool(outputs, self.pooling if pooled else None)[0]
         return states if first_alone else states[:real]
 
-    def _run_in_rows(self, ids, lengths, pooling, first_alone):
-        """As `_run_packed`, for sentences of these lengths; their tokens, all of them, on the device."""
-        starts, rows, width = lay_in_rows(lengths)
+    def _run_in_rows(self, ids, blocks, pooling):
+        """What packed.states_in_rows gives of packed tokens: (n, hidden), or, without pooling, (tokens, hidden)."""
+        lengths = lengths_of(blocks)
+        starts, slots, rows, width = lay_in_rows(lengths)
         where = positions(lengths)
         places = np.repeat(starts, lengths) + where
-        in_rows = np.zeros((2, rows * width), dtype=np.int64)  # positions and owners; of padding 0
-        in_rows[:, places] = where + position_offset(self.bert.config), np.repeat(np.arange(len(lengths)) + 1, lengths)
-        where, owners = to_device(in_rows, self.device).view(2, rows, width)
+        in_rows = np.full((2, rows * width), [[0], [-1]])  # of padding
+        in_rows[:, places] = where + position_offset(self.bert.config), np.repeat(slots, lengths)
+        where, of_tokens = to_device(in_rows, self.device).view(2, rows, width)
         places = to_device(places, self.device)
-        kept = to_device(np.pad(starts, (0, filling(len(starts)))), self.device) if first_alone else None
         padding = ids.new_full((rows * width,), self.tokenizer.pad_token_id)
         ids = padding.index_copy(0, places, ids).view(rows, width)
-        replays = self.graphs is not None and self.training and torch.is_grad_enabled()
-        run = self.graphs if replays else functools.partial(states_in_rows, self.bert)
-        states = run(ids, where, owners, kept, pooling)
-        return states[: len(starts)] if first_alone else states.index_select(0, places)
+        run = functools.partial(states_in_rows, self.bert)
+        if self.graphs is not None and self.training and torch.is_grad_enabled():
+            run = self.graphs
+        if pooling is None:
+            return run(ids, where, of_tokens, None, None).index_select(0, places)
+        most = -(-int(slots.max() + 1) // 8) * 8
+        kept = starts if pooling in FIRST_ALONE else starts // width * most + slots
+        kept = to_device(np.pad(kept, (0, filling(len(kept)))), self.device)
+        return run(ids, where, of_tokens, kept, pooling, most)[: len(lengths)]
 
     def _run_padded(self, kept, input_ids, attention_mask, **inputs):
         if self._packable:

@@ -11,7 +11,7 @@ import torch
 
 from model.attention import Attention
 from model.layers import replace_layer_norm
-from model.pooling import NEEDS_ALL_LAYERS, states_to_pool
+from model.pooling import FIRST_ALONE, NEEDS_ALL_LAYERS, states_to_pool
 
 WIDTH = 64  # tokens, of rows on a GPU
 # families whose self-attention is BERT's and whose only notion of position is `position_ids`
@@ -58,6 +58,11 @@ def pack(tokens, rows):
     return torch.from_numpy(ids), list(zip(counts.tolist(), lengths[first].tolist()))
 
 
+def lengths_of(blocks):
+    """The tokens of each sentence, (n,), in `pack`'s blocks."""
+    return np.repeat([length for _, length in blocks], [n for n, _ in blocks])
+
+
 def positions(lengths):
     """0, 1, ..., length - 1 for each sentence, one after the other: (total tokens,)."""
     ends = np.cumsum(lengths)
@@ -76,8 +81,8 @@ def lay_in_rows(lengths):
         lengths: (n,) tokens of each, longest first.
 
     Returns:
-        (starts, rows, width): (n,) int64, where each begins in all rows one behind the other; how many rows, filled up;
-        their width, a multiple of WIDTH that the longest fits in.
+        (starts, slots, rows, width): where each begins in all rows one behind the other, and its slot, 0 for the first
+        in its row, (n,) int64 both; how many rows, filled up; their width, a multiple of WIDTH.
     """
     width = -(-int(lengths[0]) // WIDTH) * WIDTH
     room = [[] for _ in range(width + 1)]  # where rows go on that have room for so many tokens
@@ -96,18 +101,38 @@ def lay_in_rows(lengths):
             starts[first : first + len(taken)] = taken
             room[least - length] += [start + length for start in taken]
             first += len(taken)
-    return starts, rows + filling(rows), width
+    order = np.argsort(starts)
+    row = starts[order] // width
+    slots = np.empty_like(starts)
+    slots[order] = np.arange(len(starts)) - np.searchsorted(row, row)
+    return starts, slots, rows + filling(rows), width
 
 
-def states_in_rows(bert, ids, where, owners, kept, pooling):
-    """What `pooling` looks at of sentences in rows: (rows x width, hidden), or (n, hidden) of the tokens in `kept`.
+def states_in_rows(bert, ids, where, slots, kept, pooling, most=None):
+    """Sentences in rows through the backbone.
 
     Args:
         bert: the backbone.
-        ids, where, owners: (rows, width) each token's id, position and sentence, or, of padding, no sentence's number.
-        kept: (n,) int64, which of all rows' tokens suffice; None for all.
+        ids, where, slots: (rows, width) each token's id and position, and its sentence's slot, -1 for padding.
+        kept: (n,) int64, which of all rows' tokens suffice, for pooling that looks at the first ones alone; else which
+            of all rows' slots are wanted.
+        pooling: how; None for none.
+        most: no row has more sentences.
+
+    Returns:
+        (n, hidden): states of the first tokens, or means over tokens, float32. Without pooling all rows' last states,
+        (rows x width, hidden).
     """
-    mask = owners[:, None, :, None] == owners[:, None, None, :]  # padding attends to padding: a row of False is no mask
-    every_layer = pooling in NEEDS_ALL_LAYERS
-    outputs = bert(input_ids=ids, attention_mask=mask, position_ids=where, kept=kept, output_hidden_states=every_layer)
-    return states_to_pool(outputs, pooling).flatten(0, 1)
+    mask = slots[:, None, :, None] == slots[:, None, None, :]  # padding attends to padding: a row of False is no mask
+    first_alone, every_layer = pooling in FIRST_ALONE, pooling in NEEDS_ALL_LAYERS
+    chosen = kept if first_alone else None
+    outputs = bert(
+        input_ids=ids, attention_mask=mask, position_ids=where, kept=chosen, output_hidden_states=every_layer
+    )
+    states = states_to_pool(outputs, pooling)
+    if pooling is None or first_alone:
+        return states.flatten(0, 1)
+    belongs = slots[:, None] == torch.arange(most, device=slots.device)[:, None]  # (rows, most, width)
+    weights = belongs / belongs.sum(2, keepdim=True).clamp(min=1)
+    with torch.autocast(states.device.type, enabled=False):
+        return (weights @ states.float()).flatten(0, 1).index_select(0, kept)

@@ -108,15 +108,17 @@ def test_rows_hold_whole_sentences_and_little_padding(batch):
     generator = np.random.default_rng(0)
     for lengths in ([1], [64], [65, 2], [50] * 9 + [14] * 8, generator.integers(2, 130, 50), batch[2].lengths):
         lengths = np.sort(lengths)[::-1]
-        starts, rows, width = lay_in_rows(lengths)
+        starts, slots, rows, width = lay_in_rows(lengths)
         assert width % 64 == 0 and lengths[0] <= width < lengths[0] + 64
         used = np.zeros(rows * width, dtype=int)
         for start, length in zip(starts, lengths):
             assert start // width == (start + length - 1) // width
             used[start : start + length] += 1
         assert used.max() == 1
+        by_row = [slots[starts // width == row][np.argsort(starts[starts // width == row])] for row in range(rows)]
+        assert all(found.tolist() == list(range(len(found))) for found in by_row)
     lengths = np.sort(np.clip(generator.gamma(4, 5, 768).astype(int), 3, 50))[::-1]  # about KorNLI's
-    _, rows, width = lay_in_rows(lengths)
+    *_, rows, width = lay_in_rows(lengths)
     assert rows * width < 1.04 * lengths.sum()
 
 
