@@ -95,20 +95,21 @@ class SentenceEncoder(nn.Module):
         """Sentences without padding into (n, d) embeddings, where `packs`; the arguments are packed.pack's results."""
         if self.packs_in_rows:
             return self._pool(self._run_in_rows(ids, blocks, self.pooling).unsqueeze(1))
+        states = self._run_packed(ids, blocks, self.pooling)
         if self.pooling in FIRST_ALONE:
-            return self._pool(self._run_packed(ids, blocks, first_alone=True).unsqueeze(1))
-        states = self._run_packed(ids, blocks).split([n * length for n, length in blocks])
+            return self._pool(states.unsqueeze(1))
+        states = states.split([n * length for n, length in blocks])
         return torch.cat([self._pool(block.unflatten(0, size)) for block, size in zip(states, blocks)])
 
     def token_states(self, ids, shape):
         """The last states of all tokens, for what `collate` gives: (*ids.shape, hidden)."""
         if not isinstance(shape, list):
             return self._run_padded(None, ids, shape).last_hidden_state
-        return self._run_in_rows(ids, shape, None) if self.packs_in_rows else self._run_packed(ids, shape, pooled=False)
+        return (self._run_in_rows if self.packs_in_rows else self._run_packed)(ids, shape, None)
 
-    def _run_packed(self, ids, blocks, first_alone=False, pooled=True):
-        """What is pooled, or the last states, of packed tokens, (tokens, hidden), or of sentences' first ones alone."""
-        config, device = self.bert.config, self.device
+    def _run_packed(self, ids, blocks, pooling):
+        """States of packed tokens to be pooled: (tokens, hidden), or of the first ones alone; None: the last states."""
+        config, device, first_alone = self.bert.config, self.device, pooling in FIRST_ALONE
         lengths = lengths_of(blocks)
         where, real = positions(lengths), len(ids)
         inputs = {"kept": to_device(np.flatnonzero(where == 0), device) if first_alone else None, "blocks": blocks}
@@ -120,7 +121,7 @@ class SentenceEncoder(nn.Module):
             ids, where = F.pad(ids, (0, extra)), np.pad(where, (0, extra))
         where = to_device(where + position_offset(config), device)
         outputs = self._run(input_ids=ids[None], position_ids=where[None], **inputs)
-        states = states_to_pool(outputs, self.pooling if pooled else None)[0]
+        states = states_to_pool(outputs, pooling)[0]
         return states if first_alone else states[:real]
 
     def _run_in_rows(self, ids, blocks, pooling):
