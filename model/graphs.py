@@ -1,6 +1,6 @@
 """CUDA graphs of a training step: recorded once, then replayed, so that the host launches two graphs, not every kernel.
 
-At KoSimCSE's batch of 256 a GPU is done with a kernel before Python has launched the next one.
+Where kernels are short, a small model's or a small batch's, a GPU is done with one before Python launches the next.
 """
 
 import functools
