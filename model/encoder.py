@@ -141,8 +141,8 @@ class SentenceEncoder(nn.Module):
             run = self.graphs
         if pooling is None:
             return run(ids, where, of_tokens, None, None).index_select(0, places)
-        most = -(-int(slots.max() + 1) // 8) * 8
-        kept = starts if pooling in FIRST_ALONE else starts // width * most + slots
+        most = None if pooling in FIRST_ALONE else -(-int(slots.max() + 1) // 8) * 8
+        kept = starts if most is None else starts // width * most + slots
         kept = to_device(np.pad(kept, (0, filling(len(kept)))), self.device)
         return run(ids, where, of_tokens, kept, pooling, most)[: len(lengths)]
 
@@ -192,6 +192,7 @@ class SentenceEncoder(nn.Module):
 
         Raises:
             TypeError: an item of the list is not a string; names its index.
+            ValueError: no token of a row of the mapping counts.
         """
         if device is not None:
             self.to(device)
@@ -222,6 +223,8 @@ class SentenceEncoder(nn.Module):
             return sentences
         if isinstance(sentences, Mapping):
             mask = sentences["attention_mask"].bool().cpu()
+            if not mask.any(1).all():
+                raise ValueError(f"encode: attention_mask is 0 throughout row {int(mask.any(1).int().argmin())}")
             offsets = np.concatenate([[0], np.cumsum(mask.sum(1).numpy())])
             return Tokens(sentences["input_ids"].cpu()[mask].numpy(), offsets)
         sentences = [sentences] if isinstance(sentences, str) else list(sentences)

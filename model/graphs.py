@@ -26,17 +26,20 @@ class Graphs:
         self.module, self.run = module, run
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.pool = torch.cuda.graph_pool_handle()  # of all: one graph's activations are forgotten when another's begin
+        self.stream = torch.cuda.Stream()  # of these alone: with any graph, cuBLAS's workspaces of its stream go
         self.waiting = False
         self._met, self._graphs = set(), {}
 
     @functools.cached_property
-    def most(self):
-        """How many graphs there may be: none where memory does not suffice for a step's activations twice over.
+    def largest(self):
+        """How many numbers the first argument of a graph may have, decided when the first one is due.
 
-        They have memory of their own, beside that of steps which run as they are.
+        They have memory of their own, beside that of steps which run as they are: no graph where memory does not
+        suffice for what has run so far twice over, none for what is much larger than that.
         """
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return MOST if free > 2 * torch.cuda.max_memory_allocated() else 0
+        enough = free > 2 * torch.cuda.max_memory_allocated()
+        return 1.25 * max(shapes[0].numel() for shapes in self._met) if enough else 0
 
     @functools.cached_property
     def gradients(self):
@@ -46,11 +49,14 @@ class Graphs:
     def __call__(self, *arguments):
         shapes = tuple(x.shape if isinstance(x, torch.Tensor) else x for x in arguments)
         graph = self._graphs.get(shapes)
-        if graph is None and not self.waiting and shapes in self._met and len(self._graphs) < self.most:
-            graph = self._graphs[shapes] = Graph(self, arguments)
-        self._met.add(shapes)
+        if graph is None and not self.waiting and shapes in self._met and len(self._graphs) < MOST:
+            if shapes[0].numel() <= self.largest:
+                graph = self._graphs[shapes] = Graph(self, arguments)
         if graph is None or self.waiting:
-            return self.run(self.module, *arguments)
+            output = self.run(self.module, *arguments)
+            # after its backward pass: what kernels need once, and a step's peak of memory, is there then
+            output.register_hook(lambda gradient: self._met.add(shapes))
+            return output
         return Replay.apply(self, graph, arguments, *self.parameters.values())
 
 
@@ -67,7 +73,7 @@ class Graph:
             return torch.func.functional_call(graphs.module, leaves, args, kwargs)
 
         # thread_local: what NCCL's thread does meanwhile is not recorded
-        how = {"pool": graphs.pool, "capture_error_mode": "thread_local"}
+        how = {"pool": graphs.pool, "stream": graphs.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self.forward, **how):
             output = graphs.run(module, *self.inputs)
         self.output, self.output_gradient = output.detach(), torch.empty_like(output)

@@ -1,4 +1,4 @@
-"""A batch's sentences through the encoder in micro-batches of similar length, so that (almost) no padding is computed.
+"""A batch's sentences through the encoder in micro-batches of a bounded size, so that (almost) no padding is computed.
 
 The batch itself stays random and whole: its loss and its gradients are those of the padded batch.
 """
@@ -90,6 +90,7 @@ class Encode:
         if encoder.device.type == "cuda":
             # cuDNN plans attention anew for every shape, and with a mask can give NaN (pytorch/pytorch#196678)
             torch.backends.cuda.enable_cudnn_sdp(False)
+            torch.cuda.set_device(encoder.device)  # graphs are recorded on the current one
             if torch.version.cuda is not None and not cache_gradients:  # not AMD's; not twice what they begin once
                 encoder.graphs = Graphs(encoder.bert, states_in_rows)
 
@@ -102,11 +103,14 @@ class Encode:
         `rows` are (n,) numbers of sentences, repeats allowed; of those the result is (n, d) float32, on every process.
         """
         order = np.argsort(-self.tokens.lengths_of(rows), kind="stable")
-        mine = distributed.share(order)
+        mine, device = distributed.share(order), self.encoder.device
         encoded = mine if len(mine) else order[:1]  # more processes than sentences: every one has a graph all the same
-        embeddings = [self._run(forward, *inputs) for forward, inputs in self._micro_batches(rows[encoded])]
-        embeddings = distributed.gather(torch.cat(embeddings)[: len(mine)], len(rows))  # in the order of `order`
-        return embeddings[to_device(np.argsort(order), self.encoder.device)]
+        cuts = self._cut(rows[encoded])
+        embeddings = torch.cat([self._run(*self.encoder.collate(self.tokens, rows[encoded[cut]])) for cut in cuts])
+        if self.encoder.packs_in_rows and len(cuts) > 1:
+            embeddings = embeddings[to_device(np.argsort(np.concatenate(cuts)), device)]
+        embeddings = distributed.gather(embeddings[: len(mine)], len(rows))  # in the order of `order`
+        return embeddings[to_device(np.argsort(order), device)]
 
     def token_states(self, rows, hide):
         """Last states of the tokens that `hide` chose in this process's share of the sentences, with their graph.
@@ -121,17 +125,24 @@ class Encode:
         """
         order = np.argsort(-self.tokens.lengths_of(rows), kind="stable")
         mine, device = distributed.share(order), self.encoder.device
-        for _, (ids, shape) in self._micro_batches(rows[mine if len(mine) else order[:1]]):
+        mine = rows[mine if len(mine) else order[:1]]
+        for cut in self._cut(mine):
+            _, (ids, shape) = self.encoder.collate(self.tokens, mine[cut])
             hidden, chosen = hide(ids)
             chosen = chosen.flatten().nonzero().squeeze(1)
-            states = self._run(self.encoder.token_states, hidden, shape)
+            states = self._run(self.encoder.token_states, (hidden, shape))
             yield states.flatten(0, -2)[to_device(chosen, device)], to_device(ids.flatten()[chosen], device)
 
-    def _micro_batches(self, rows):
-        for cut in cut_by_length(self.tokens.lengths_of(rows), self.max_tokens, padded=not self.encoder.packs):
-            yield self.encoder.collate(self.tokens, rows[cut])
+    def _cut(self, rows):
+        """Which of the sentences `rows`, sorted by length, go into each micro-batch: a list of (k,) arrays."""
+        lengths, numbers = self.tokens.lengths_of(rows), np.arange(len(rows))
+        if not (self.encoder.packs and self.encoder.packs_in_rows):
+            return [numbers[cut] for cut in cut_by_length(lengths, self.max_tokens, padded=not self.encoder.packs)]
+        # of all lengths in each: short sentences fill the rows that long ones leave open
+        n = min(len(rows), -(-int(lengths.sum()) // self.max_tokens))
+        return [numbers[first::n] for first in range(n)]
 
-    def _run(self, forward, *inputs):
+    def _run(self, forward, inputs):
         inputs = inputs_to_device(inputs, self.encoder.device)
         with self.autocast():
             if not self.cache_gradients:

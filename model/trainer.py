@@ -151,6 +151,7 @@ def train(encode, tasks, evaluate, run, settings):
                     break
                 progress.open_window()
 
+    encoder.graphs = None  # and with them a step's activations
     run.restore_best(encoder)
     return best, progress
 

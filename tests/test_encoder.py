@@ -66,6 +66,9 @@ def test_every_form_of_input(encoder, sample_sentences):
     torch.testing.assert_close(encoder.encode(one), expected[:1])
     assert encoder.encode([]).shape == encoder.encode(convert_to_tensor([], encoder.tokenize)).shape == (0, encoder.dim)
     assert encoder.encode([""]).isfinite().all()
+    one["attention_mask"][0] = 0
+    with pytest.raises(ValueError, match="row 0"):
+        encoder.encode(one)
     with pytest.raises(TypeError, match="item 1 is None"):
         encoder.encode(["가", None])
 

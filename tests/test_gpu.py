@@ -8,6 +8,7 @@ import gc
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import evaluate
 import train
@@ -30,10 +31,10 @@ def triplets():
     return sentences[:120], examples[:40]
 
 
-def make_encode(folder, sentences, pooling="pooler", dropout=0.0, device=GPU, **how):
+def make_encode(folder, sentences, pooling="pooler", dropout=0.0, device=GPU, max_len=50, **how):
     torch.manual_seed(0)  # mini has no pooler
     encoder = load_encoder(folder, pooling, dropout=dropout, training=True).to(device).train()
-    return Encode(encoder, tokenize(sentences, encoder.tokenizer, 50), 400, **how)
+    return Encode(encoder, tokenize(sentences, encoder.tokenizer, max_len), 400, **how)
 
 
 def step(encode, examples, objective="simcse"):
@@ -66,11 +67,28 @@ def test_a_step_equals_the_cpus(triplets, monkeypatch, pooling, precision, packe
     assert (gradient - expected).norm() < tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("pooling", ["pooler", "mean"])
-def test_graphs_replay_what_would_run_without_them(triplets, pooling):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("bf16", 0.03)])
+def test_a_long_sentence_among_short_ones(triplets, precision, tolerance, pooling):
+    sentences, examples = triplets
+    sentences = [" ".join(sentences[:20]), *sentences[1:]]  # of rows of two times 64
+    expected_loss, expected = step(
+        make_encode("mini", sentences, pooling, device=torch.device("cpu"), max_len=128), examples
+    )
+    encode = make_encode("mini", sentences, pooling, max_len=128, precision=precision)
+    assert encode.tokens.lengths.max() == 128
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # an error where PyTorch would take its plain one
+        loss, gradient = step(encode, examples)
+    assert loss == pytest.approx(expected_loss, rel=tolerance)
+    assert (gradient - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("objective, pooling", [("simcse", "pooler"), ("simcse", "mean"), ("mlm", "mean")])
+def test_graphs_replay_what_would_run_without_them(triplets, objective, pooling):
     """Other sentences in batches of the same shape, dropout's masks and all, and two backward passes into one step."""
     sentences, examples = triplets
     batches = [examples, examples + len(sentences), examples[::-1], examples]
+    batches = [batch[:, :1] for batch in batches] if objective == "mlm" else batches
     found = []
     for with_graphs in (True, False):
         encode = make_encode("mini", sentences, pooling, 0.1, precision="bf16")
@@ -81,13 +99,13 @@ def test_graphs_replay_what_would_run_without_them(triplets, pooling):
         encoder = encode.encoder
         if not with_graphs:
             encoder.graphs = None
-        objective = make_objective("simcse", encoder, encode.tokens, [encoder.dim], 0.05, 1.0, False)
+        module = make_objective(objective, encoder, encode.tokens, [encoder.dim], 0.05, 1.0, False)
         optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-3)
         torch.manual_seed(0)
         for batch in batches:
             losses = []
             for rows in (batch, batch[::-1].copy()):
-                losses.append(objective(encode, rows))
+                losses.append(module(encode, rows))
                 losses[-1].backward()
             gradient = torch.cat([p.grad.flatten().clone() for p in encoder.parameters() if p.grad is not None])
             optimizer.step()
@@ -97,6 +115,20 @@ def test_graphs_replay_what_would_run_without_them(triplets, pooling):
     for (losses, gradient), (expected_losses, expected) in zip(found[:4], found[4:]):
         torch.testing.assert_close(losses, expected_losses, rtol=1e-3, atol=1e-3)
         assert (gradient - expected).norm() < 0.01 * expected.norm()
+
+
+def test_graphs_outlive_those_of_another_encoder(triplets):
+    """cuBLAS's workspaces of a stream go with any graph that was recorded on it."""
+    other, encode = (make_encode("mini", triplets[0], precision="bf16") for _ in range(2))
+    for _ in range(2):
+        step(other, triplets[1])
+        expected, _ = step(encode, triplets[1])
+    assert other.encoder.graphs._graphs and encode.encoder.graphs._graphs
+    del other
+    gc.collect()
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        assert step(encode, triplets[1])[0] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
@@ -130,9 +162,10 @@ def test_cached_gradients_equal_the_plain_ones_with_dropout(tiny_bert, triplets,
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_no_step_waits_for_the_gpu(tiny_bert, triplets, precision, objective):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_no_step_waits_for_the_gpu(tiny_bert, triplets, precision, objective, pooling):
     sentences, examples = triplets
-    encode = make_encode(tiny_bert, sentences, "mean", 0.1, precision=precision)
+    encode = make_encode(tiny_bert, sentences, pooling, 0.1, precision=precision)
     encoder = encode.encoder
     columns = {"simcse": 3, "simcse-unsup": 1, "mlm": 1}.get(objective, 2)
     labels = np.arange(len(examples)) % 3 if columns == 2 and objective != "pairs" else None
@@ -170,10 +203,19 @@ def flags(few_triplets, few_pairs, tmp_path):
 
 
 def test_train_resume_evaluate(flags, few_pairs, tmp_path, capsys):
-    train.main([*flags, "--max_steps", "4", "--save_steps", "2"])
+    flags += ["--max_steps", "4", "--save_steps", "2"]
+    train.main(flags)
     assert "cuda in bf16" in capsys.readouterr().err
-    train.main([*flags, "--max_steps", "4", "--save_steps", "2", "--resume"])
-    assert "going on after step 4" in capsys.readouterr().err
+    expected = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    for file in (tmp_path / "run" / "state").glob("step-00000004*"):
+        file.unlink()
+    train.main([*flags, "--resume"])
+    assert "going on after step 2" in capsys.readouterr().err
+    found = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert len(found) == len(expected)
+    for column in ("loss", "cosine_spearman"):
+        one, other = (float(log[-1].split(",")[log[0].split(",").index(column)]) for log in (found, expected))
+        assert one == pytest.approx(other, rel=0.01)
     evaluate.main(["--model", str(tmp_path / "run"), "--test_data", str(few_pairs)])
     assert "| AVG |" in capsys.readouterr().out
 

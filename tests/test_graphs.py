@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+from model import graphs as graphs_module
 from model.graphs import Graphs
 
 
@@ -21,8 +22,13 @@ def calls(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", lambda *args, **kwargs: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 * 2**30)
     monkeypatch.setattr("torch.empty_like", torch.ones_like)  # the gradient of a sum
-    monkeypatch.setattr(Graphs, "most", 2)
+    monkeypatch.setattr(graphs_module, "MOST", 2)
     monkeypatch.setattr(FakeGraph, "replays", 0)
     return []
 
@@ -71,16 +77,24 @@ def test_while_a_backward_pass_is_due_nothing_is_replayed(calls):
     assert FakeGraph.replays == 4
 
 
+def test_a_shape_is_recorded_after_its_backward_pass(calls):
+    graphs, x = make_graphs(calls), torch.randn(4, 3)
+    (graphs(x, 1.0) + graphs(x, 1.0)).sum().backward()
+    assert FakeGraph.replays == 0 and calls == [4, 4]
+    graphs(x, 1.0).sum().backward()
+    assert FakeGraph.replays == 2
+
+
 def test_there_are_not_more_graphs_than_memory_allows(calls, monkeypatch):
-    graphs = make_graphs(calls)
-    for n in (4, 5, 6) * 3:
-        graphs(torch.randn(n, 3), 1.0).sum().backward()
-    assert calls == [4, 5, 6, 4, 5, 6, 6]
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * 2**30)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2 * 2**30)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    for peak, some in ((7, True), (8, False)):
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda peak=peak: peak * 2**30)
-        assert (make_graphs(calls).most > 0) == some
+    def run(sizes):
+        graphs = make_graphs(calls)
+        calls.clear()
+        for n in sizes:
+            graphs(torch.randn(n, 3), 1.0).sum().backward()
+        return calls
+
+    assert run((4, 5, 6) * 3) == [4, 5, 6, 4, 5, 6, 6]
+    assert run((4, 4, 5, 5, 5)) == [4, 4, 5, 5]
+    assert run((4, 4, 6, 6, 6)) == [4, 4, 6, 6, 6]  # much larger than what had run when memory was looked at
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 8 * 2**30)
+    assert run((4, 4, 4)) == [4, 4, 4]

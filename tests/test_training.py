@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel
 import train
 from data.errors import RunError
 from data.nli import read_triplets
-from data.tokenize import load_tokenizer, tokenize
+from data.tokenize import Tokens, load_tokenizer, tokenize
 from model.attention import Group
 from model.checkpoint import load_encoder
 from model.encoder import SentenceEncoder
@@ -264,6 +264,22 @@ def test_cut_by_length():
     assert [lengths[cut].tolist() for cut in cut_by_length(lengths, 1000)] == [[40], [10, 10, 8], [7, 6], [5, 5], [1]]
     packed = cut_by_length(lengths, 20, padded=False)
     assert [lengths[cut].tolist() for cut in packed] == [[40], [10, 10], [8, 7], [6, 5, 5, 1]]
+
+
+def test_micro_batches_for_rows_hold_sentences_of_every_length(batch, monkeypatch):
+    lengths = np.random.default_rng(0).integers(3, 51, 4000)
+    tokens = Tokens(np.zeros(lengths.sum(), dtype=np.int64), np.concatenate([[0], np.cumsum(lengths)]))
+    encode = Encode(batch[0], tokens, 8192)
+    monkeypatch.setattr(SentenceEncoder, "packs_in_rows", True)
+    order = np.argsort(-lengths)
+    cuts = encode._cut(order)
+    assert np.array_equal(np.sort(np.concatenate(cuts)), np.arange(4000))
+    for cut in cuts:
+        mine = lengths[order[cut]]
+        _, _, rows, width = lay_in_rows(mine)
+        assert mine.sum() <= 8192 + 64 and rows * width < 1.05 * mine.sum()
+    encode.max_tokens = 1  # no more of them than sentences
+    assert all(len(cut) == 1 for cut in encode._cut(order))
 
 
 def test_weight_decay_spares_biases_and_layer_norms(batch):
