@@ -28,8 +28,11 @@ class Dropped:
             self.rows.append((str(path), number, reason, row))
 
     def bad(self, path, number, row, reason, message):
-        """Refuse a row that is wrong: UserError, `message` after file and line, unless bad rows are skipped."""
-        if not self.skip:
+        """Refuse a row that is wrong: UserError, `message` after file and line, unless bad rows are skipped.
+
+        Without a message it says nothing, and goes in any case.
+        """
+        if message and not self.skip:
             raise UserError(f"{place(path, number)}: {message}")
         self.add(path, number, row, reason)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.dropped import Dropped
 from data.errors import UserError
-from data.tables import Layout, Table
+from data.tables import EMPTY, Layout, Table
 
 KORNLI_HEADER = ["sentence1", "sentence2", "gold_label"]
 LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2}
@@ -17,9 +17,45 @@ ENTAILMENT, CONTRADICTION = LABELS["entailment"], LABELS["contradiction"]
 PAIRINGS = ("one", "all")
 SCORE = re.compile(r"\d(\.\d+)?")
 
+
+def _check_pair(premise, hypothesis):
+    if not premise or not hypothesis:
+        return EMPTY
+    if premise == hypothesis:
+        return "hypothesis equal to its premise", None
+    if (len(premise) == 3 and premise.lower() == "n/a") or (len(hypothesis) == 3 and hypothesis.lower() == "n/a"):
+        return "n/a", None
+    return None
+
+
+def _check_nli(values):
+    premise, hypothesis, label = values
+    if found := _check_pair(premise, hypothesis):
+        return found
+    if label not in LABELS:
+        return "unknown label", f"label {label[:40]!r}, expected one of {', '.join(LABELS)} in words"
+    return None
+
+
+def _check_triplet(values):
+    anchor, positive, negative = values
+    if found := _check_pair(anchor, positive) or _check_pair(anchor, negative):
+        return found
+    if positive == negative:
+        return "positive equal to negative", None
+    if negative in LABELS or SCORE.fullmatch(negative):
+        message = (
+            f"{negative!r} where a sentence should be; a file holds triplets, or NLI rows with the labels "
+            f"{', '.join(LABELS)} in words"
+        )
+        return "label or number for a sentence", message
+    return None
+
+
 NLI = Layout(
     (("premise", "sentence1"), ("hypothesis", "sentence2"), ("gold_label", "label")),
     accepts=lambda values: str(values[2]) in LABELS,  # str: a .jsonl may hold anything
+    check=_check_nli,
 )
 TRIPLETS = Layout(
     (
@@ -28,6 +64,7 @@ TRIPLETS = Layout(
         ("negative", "contradiction", "hard_neg", "neg"),
     ),
     accepts=lambda values: str(values[2]) not in LABELS and not SCORE.fullmatch(str(values[2])),
+    check=_check_triplet,
 )
 
 
@@ -113,55 +150,12 @@ class Corpus:
         Raises:
             UserError: the file is unreadable or of neither kind, or a row is bad (unless skipped).
         """
-        table = Table(path, {"nli": NLI, "triplets": TRIPLETS}, encoding, columns, dropped)
-        if table.kind == "nli":
-            self._add_nli(table)
-        else:
-            self._add_triplets(table)
-
-    def _add_nli(self, table):
-        path, dropped, index, number_of = table.path, table.dropped, self.index, self.index.setdefault
-        lenient = table.header == KORNLI_HEADER
-        for number, values in table.rows(lenient):
-            premise, hypothesis, label = values
-            code = LABELS.get(label)
-            reason = _unusable(premise, hypothesis)
-            if reason and (lenient or reason != "empty"):
-                dropped.add(path, number, values, reason)
-            elif reason:
-                dropped.bad(path, number, values, "empty", "a sentence is empty; expected premise and hypothesis")
-            elif code is not None:
-                self._nli.extend((number_of(premise, len(index)), number_of(hypothesis, len(index)), code))
-            elif lenient:
-                dropped.add(path, number, values, "malformed")
-            else:
-                message = f"label {label[:40]!r}, expected one of {', '.join(LABELS)} in words"
-                dropped.bad(path, number, values, "unknown label", message)
-
-    def _add_triplets(self, table):
-        path, dropped, index, number_of = table.path, table.dropped, self.index, self.index.setdefault
-        for number, values in table.rows():
-            anchor, positive, negative = values
-            reason = _unusable(anchor, positive) or _unusable(anchor, negative)
-            if not reason and positive == negative:
-                reason = "positive equal to negative"
-            if reason == "empty":
-                message = "a sentence is empty; expected anchor, positive and negative"
-                dropped.bad(path, number, values, reason, message)
-            elif reason:
-                dropped.add(path, number, values, reason)
-            elif negative in LABELS:
-                message = "a label where a sentence should be; NLI rows and triplets cannot be mixed in a file"
-                dropped.bad(path, number, values, "label for a sentence", message)
-            elif SCORE.fullmatch(negative):
-                message = (
-                    f"{negative!r} where a sentence should be; training takes triplets, or NLI rows with the labels "
-                    f"{', '.join(LABELS)} in words"
-                )
-                dropped.bad(path, number, values, "number for a sentence", message)
-            else:
-                for sentence in values:
-                    self._triplets.append(number_of(sentence, len(index)))
+        table, index = Table(path, {"nli": NLI, "triplets": TRIPLETS}, encoding, columns, dropped), self.index
+        rows = self._nli if table.kind == "nli" else self._triplets
+        for first, second, third in table.rows(lenient=table.header == KORNLI_HEADER):
+            rows.append(index.setdefault(first, len(index)))
+            rows.append(index.setdefault(second, len(index)))
+            rows.append(LABELS[third] if rows is self._nli else index.setdefault(third, len(index)))
 
     def pair(self, pairing="one", seed=1234, negatives=1):
         """The corpus as triplets; see `read_triplets`.
@@ -199,14 +193,3 @@ class Corpus:
             other = np.where(other == paired[:, 1], paired[:, 2], other)
             more.append(np.concatenate([self.triplets[:, 2], other[~same]])[:, None])
         return np.concatenate([triplets, *more], axis=1), paired[same]
-
-
-def _unusable(premise, hypothesis):
-    """Why this pair of sentences cannot be used, or None."""
-    if not premise or not hypothesis:
-        return "empty"
-    if premise == hypothesis:
-        return "hypothesis equal to its premise"
-    if (len(premise) == 3 and premise.lower() == "n/a") or (len(hypothesis) == 3 and hypothesis.lower() == "n/a"):
-        return "n/a"
-    return None

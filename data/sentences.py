@@ -20,7 +20,7 @@ def read_sentences(path, encoding="utf-8", columns=None, dropped=None):
     A file whose name tells no format is text; arguments and errors are those of `Table`.
     """
     table = Table(path, {"sentences": SENTENCES}, encoding, columns, dropped, default=".txt")
-    return [sentence for (sentence,) in _whole_rows(table)]
+    return [sentence for (sentence,) in table.rows()]
 
 
 def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
@@ -36,12 +36,4 @@ def read_pairs(path, encoding="utf-8", columns=None, dropped=None):
             f"{path}: its column {judged[0]!r} says that not all pairs belong together; take another objective, or "
             "name the two columns with --columns"
         )
-    return [tuple(values) for values in _whole_rows(table)]
-
-
-def _whole_rows(table):
-    for number, values in table.rows():
-        if all(values):
-            yield values
-        else:
-            table.dropped.bad(table.path, number, values, "empty", "a sentence is empty; write one or remove the row")
+    return [tuple(values) for values in table.rows()]

@@ -6,7 +6,7 @@ import numpy as np
 
 from data.dropped import Dropped
 from data.errors import UserError
-from data.tables import Layout, Table
+from data.tables import EMPTY, Layout, Table
 
 
 class ScoredPairs(NamedTuple):
@@ -25,10 +25,22 @@ def _number(score):
         return None
 
 
+def _check(values):
+    sentence1, sentence2, score = values
+    value = _number(score)
+    if value is None:
+        advice = "if this line is a header, name its columns with --columns"
+        return "score is not a number", f"score {str(score)[:40]!r} is not a number; expected 0 to 5; {advice}"
+    if not 0 <= value <= 5:  # also nan
+        return "score outside 0..5", f"score {str(score)[:40]} is outside 0..5; rescale the scores to 0..5"
+    return None if sentence1 and sentence2 else EMPTY
+
+
 SCORED = Layout(
     (("sentence1", "text1"), ("sentence2", "text2"), ("score", "labels.real-label", "label")),
     accepts=lambda values: _number(values[2]) is not None,
     numbers=(2,),
+    check=_check,
 )
 
 
@@ -61,18 +73,5 @@ def read_sts(paths, encoding="utf-8", columns=None, dropped=None):
 
 def scored_rows(path, encoding, columns, dropped):
     """Yield (sentence1, sentence2, score) for the rows of one file; see `read_sts`."""
-    table = Table(path, {"scored pairs": SCORED}, encoding, columns, dropped)
-    for number, values in table.rows():
-        sentence1, sentence2, score = values
-        value = _number(score)
-        if value is None:
-            header = "; if line 1 is a header, name its columns with --columns" if number == 1 else ""
-            message = f"score {str(score)[:40]!r} is not a number; expected 0 to 5{header}"
-            dropped.bad(path, number, values, "score is not a number", message)
-        elif not 0 <= value <= 5:  # also false for nan
-            message = f"score {str(score)[:40]} is outside 0..5; rescale the scores to 0..5"
-            dropped.bad(path, number, values, "score outside 0..5", message)
-        elif not sentence1 or not sentence2:
-            dropped.bad(path, number, values, "empty", "a sentence is empty; write one or remove the row")
-        else:
-            yield sentence1, sentence2, value
+    for sentence1, sentence2, score in Table(path, {"scored pairs": SCORED}, encoding, columns, dropped).rows():
+        yield sentence1, sentence2, float(score)

@@ -17,6 +17,7 @@ HEADER_WORDS = set(
     "label sent0 sent1 hard_neg pos neg query question answer text text1 text2 "
     "sentence score genre filename year id guid".split()
 )
+EMPTY = ("empty", "a sentence is empty; write one or remove the row")
 HEAD = 100  # rows looked at to tell kinds apart that have the same columns
 
 
@@ -26,6 +27,8 @@ class Layout(NamedTuple):
     columns: tuple  # a tuple of header names for each column, the best first; the first is what messages call it
     accepts: Callable = lambda values: True  # may this row be of the kind? Decides where names do not
     numbers: tuple = ()  # the columns (from 0) that may hold a number instead of text
+    # a row's values -> None where it can be used, else (reason, message); without a message it says nothing
+    check: Callable = lambda values: None if all(values) else EMPTY
 
     @property
     def names(self):
@@ -80,16 +83,21 @@ class Table:
         self.kind, self._picked = max(fitting, key=lambda pair: self._accepted(*pair))
 
     def rows(self, lenient=False):
-        """An iterator of (number, values), the wanted columns of every usable row in the layout's order.
+        """Yield the values of every usable row: the wanted columns in the layout's order.
 
         Values are strings without tabs and line feeds; what a .jsonl, .json or .parquet file holds as a number
-        stays one. With `lenient` a row of wrong shape is dropped as "malformed"; else it is a bad row.
+        stays one. Rows that say nothing are dropped and counted; with `lenient` so are bad ones.
         """
-        dropped = self.dropped
-        on_bad = (lambda *row_and_why: dropped.add(*row_and_why[:3], "malformed")) if lenient else dropped.bad
+        dropped, check = self.dropped, self.layouts[self.kind].check
+        on_bad = (lambda *row_and_why: dropped.add(*row_and_why[:4])) if lenient else dropped.bad
         records = itertools.chain(self._head, self._records)
-        rows = (self._list_rows if self._is_list else self._dict_rows)(records, on_bad)
-        return self._clean_rows(rows) if dropped.clean else rows
+        for number, values in (self._list_rows if self._is_list else self._dict_rows)(records, on_bad):
+            if dropped.clean and (reason := dropped.clean(values)):
+                dropped.add(self.path, number, values, reason)
+            elif found := check(values):
+                on_bad(self.path, number, values, *found)
+            else:
+                yield values
 
     def _advance(self, otherwise):
         """Leave the first record behind; UserError where there is no other: all were skipped, or `otherwise`."""
@@ -97,13 +105,6 @@ class Table:
         if not self._head:
             nothing = f"no usable row; dropped {self.dropped}" if self.dropped.counts else otherwise
             raise UserError(f"{self.path}: {nothing}")
-
-    def _clean_rows(self, rows):
-        for number, values in rows:
-            if reason := self.dropped.clean(values):
-                self.dropped.add(self.path, number, values, reason)
-            else:
-                yield number, values
 
     def _list_rows(self, records, on_bad):
         width, picked = self._width, self._picked

@@ -44,7 +44,7 @@ def test_report_of_nli_rows(tmp_path, report):
     assert f"{path}: NLI rows" in out
     assert "rows 10: 8 usable, 2 dropped" in out
     assert "1 n/a, as in line 6: 눈이 온다. | n/a | entailment" in out
-    assert "1 malformed, as in line 11: 달이 떴다." in out
+    assert "1 wrong number of columns, as in line 11: 달이 떴다." in out
     assert "labels: entailment 4, neutral 1, contradiction 3" in out
     assert "distinct premises 3" in out
     assert "triplets: 2 with --pairing one, 3 with --pairing all" in out
