@@ -9,6 +9,7 @@ import contextlib
 import csv
 import errno
 import gzip
+import io
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from data.errors import RunError, UserError, first_line
 
 UNITS = {".json": "entry", ".parquet": "row"}  # how a record's number is called; elsewhere it is a line's
-CHUNK = 1 << 22  # bytes read at a time
+CHUNK = 1 << 22  # characters read at a time
 LONGEST = 100_000  # characters: no row of sentences is longer, but a file that lost its line ends is
 CSV_ROW = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",]*)(?:,(?:"[^"]*(?:""[^"]*)*"|[^",]*))*')  # RFC 4180, one line
 
@@ -150,8 +151,7 @@ def _parquet(path, encoding, on_bad):
 
 def _txt(path, encoding, on_bad):
     for number, line in _lines(path, encoding, on_bad):
-        if not line.isspace() and line:
-            yield number, [line.strip()]
+        yield number, [line.strip()]
 
 
 # Each yields (number from 1, record) lazily; a record is a list of strings, surrounding blanks stripped, or a dict.
@@ -190,15 +190,13 @@ def write_json(path, value):
 
 
 def _lines(path, encoding, on_bad):
-    """(number from 1, line) of a text file; bad lines go to `on_bad`, blank lines at its end are left out.
+    """(number from 1, line) of a text file, blank lines left out; bad lines go to `on_bad`.
 
     Only LF ends a line: str.splitlines would also cut at U+2028 and others inside a sentence.
     """
-    number = blank = 0
+    number = 0
     for text in _chunks(path, encoding):
-        lines = text.split("\n")
-        if text.endswith("\n"):
-            lines.pop()
+        lines = text.removesuffix("\n").split("\n")
         suspicious = "\0" in text or not _is_text(text) or max(map(len, lines)) > LONGEST
         if suspicious and sum(not _is_text(line) for line in lines) > len(lines) / 2:
             line = next(line for line in lines if not _is_text(line))
@@ -206,11 +204,7 @@ def _lines(path, encoding, on_bad):
         for line in lines:
             number += 1
             if not line or line.isspace():
-                blank += 1
                 continue
-            for earlier in range(number - blank, number):
-                yield earlier, ""
-            blank = 0
             if suspicious and (found := problem(line, encoding)):
                 on_bad(number, line, *found)
             else:
@@ -220,30 +214,19 @@ def _lines(path, encoding, on_bad):
 def _chunks(path, encoding):
     """A text file's content in pieces of whole lines, NFC, without byte order mark.
 
-    Bytes that are not in `encoding` come as lone surrogates, for `_lines` to find.
+    Bytes that are not in `encoding` come as lone surrogates, for `_lines` to find (in UTF-16 they are an error).
     """
-    try:
-        encoding = "utf-8" if codecs.lookup(encoding).name == "utf-8-sig" else encoding
-        finds_lines = "\n".encode(encoding) == b"\n"  # not so in UTF-16 and UTF-32
-    except (LookupError, ValueError):  # LookupError, too, for codecs that are not of text, such as "hex"
-        raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16") from None
     with Path(path).open("rb") as raw:
-        is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
-        file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
         try:
-            first, lines = True, 0
-            while content := file.read(CHUNK if finds_lines else -1):
-                content += file.readline()
-                if first:
-                    _check_start(path, content, encoding)
-                text = content.decode(encoding, "surrogateescape" if finds_lines else "strict")
-                yield unicodedata.normalize("NFC", text.removeprefix("\ufeff") if first else text)
-                first, lines = False, lines + content.count(b"\n")
-        except UnicodeDecodeError as error:
-            line = lines + content[: error.start].decode(encoding, "ignore").count("\n") + 1
-            found = content[error.start : error.start + 1].hex() or "the end of the file"
-            raise UserError(f"{place(path, line)}: not valid {encoding} (byte 0x{found}); {_hint(encoding)}") from None
-        except UnicodeError as error:  # UTF-16 without its mark and the like
+            file = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            _check_start(path, file.peek(1), encoding)  # all that is in its buffer
+            codec = "utf-8-sig" if _is_utf8(encoding) else encoding
+            text = io.TextIOWrapper(file, codec, "strict" if _is_utf16(encoding) else "surrogateescape", newline="\n")
+            while lines := text.readlines(CHUNK):
+                yield unicodedata.normalize("NFC", "".join(lines))
+        except LookupError:  # also for codecs that are not of text, such as "hex"
+            raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16") from None
+        except UnicodeError as error:
             raise UserError(f"{path}: not valid {encoding} ({error}); {_hint(encoding)}") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path}: a damaged or incomplete gzip file ({error}); get it again") from None
@@ -251,7 +234,7 @@ def _chunks(path, encoding):
 
 def _check_start(path, content, encoding):
     """Refuse what the first bytes show to be something else."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") and not _is_utf16(encoding):
         raise UserError(f"{path}, line 1: this is UTF-16; add --encoding utf-16")
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"{path}: an Excel workbook or another archive; save the table as tab-separated text")
@@ -261,7 +244,8 @@ def _check_start(path, content, encoding):
         raise UserError(f"{path}: a Parquet file; name it .parquet")
     if not _is_utf8(encoding):
         with contextlib.suppress(UnicodeDecodeError):
-            if re.search("[가-힣]", content.decode()):  # a syllable is 3 bytes there, 2 in cp949: no accident
+            # a syllable is 3 bytes there, 2 in cp949: no accident
+            if re.search("[가-힣]", codecs.getincrementaldecoder("utf-8")().decode(content)):
                 raise UserError(f"{path}, line 1: not {encoding} but UTF-8; {_hint(encoding)}")
 
 
@@ -299,3 +283,7 @@ def _hint(encoding):
 
 def _is_utf8(encoding):
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _is_utf16(encoding):
+    return codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))

@@ -218,8 +218,6 @@ class Table:
 
     def _wrong_columns(self, fields, width):
         """What is wrong with a row that has not `width` fields, in words."""
-        if not any(fields):
-            return "an empty line; remove it"
         shown = " | ".join(field[:20] for field in fields[:4])
         found = f"{len(fields)} column{'s' * (len(fields) != 1)} ({shown})"
         if self.header:
