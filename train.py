@@ -10,7 +10,6 @@ The defaults are KoSimCSE-BERT's reference setting. Everything goes into --outpu
 
 import argparse
 import functools
-import hashlib
 import importlib.util
 import platform
 import sys
@@ -24,7 +23,7 @@ from data import flags
 from data.download import KORNLI_TRAIN, KORSTS_DEV, default_files
 from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
-from data.files import require_files
+from data.files import require_files, sha256
 from data.nli import PAIRINGS
 from data.sts import read_sts
 from data.tasks import KINDS, read_examples
@@ -266,11 +265,6 @@ def comparable_settings(config):
         "tasks (objective, weight, batch size, SHA-256 of the data)": tasks,
         "SHA-256 of --valid_data": [hashes[file][:12] for file in config["flags"]["valid_data"]],
     }
-
-
-def sha256(file):
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def say(message):

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -180,6 +181,12 @@ def read_json(path, encoding="utf-8", kind=dict):
         expected = "a list [...]" if kind is list else "an object {...}"
         raise UserError(f"{path}: expected {expected}, found {text.strip()[:40]!r}")
     return value
+
+
+def sha256(path):
+    """Of a file's content, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path, value):

@@ -1,12 +1,12 @@
 """Training states: what is in them, and how they lie on disk (whole or not there, verified)."""
 
-import hashlib
+import contextlib
 import sys
 
 import torch
 
 from data.errors import RunError, UserError
-from data.files import read_json, write_atomically, write_json
+from data.files import read_json, sha256, write_atomically, write_json
 from model import distributed
 
 
@@ -54,7 +54,6 @@ class States:
     def __init__(self, folder, keep=2):
         self.folder = folder
         self.keep = keep
-        self._damaged = set()  # manifests
 
     def save(self, step, state):
         """Write the state after `step` (tensors and plain values), then remove those that are too many.
@@ -67,11 +66,8 @@ class States:
             self.folder.mkdir(exist_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)  # a damaged state of this step that is written anew
             with write_atomically(path) as file:
-                hashing = _HashingFile(file)
-                torch.save(state, hashing)
-            manifest = {"step": step, "bytes": hashing.size, "sha256": hashing.hash.hexdigest()}
-            write_json(path.with_suffix(".json"), manifest)
-            self._damaged.discard(path.with_suffix(".json"))
+                torch.save(state, file)
+            write_json(path.with_suffix(".json"), _manifest(path))
         except (OSError, RuntimeError) as error:
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's writer hides it
             reason = getattr(cause, "strerror", None) or str(error).split("\n")[0]
@@ -87,15 +83,9 @@ class States:
         """The step of the newest state whose file is as it was written, or None; says which ones are damaged."""
         for manifest in self._manifests():
             path = manifest.with_suffix(".pt")
-            try:
-                expected = read_json(manifest)
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if (path.stat().st_size, found) == (expected["bytes"], expected["sha256"]):
-                    return expected["step"]
-            except (OSError, UserError, KeyError, TypeError):
-                pass
-            self._damaged.add(manifest)
+            with contextlib.suppress(OSError, UserError):
+                if read_json(manifest) == (found := _manifest(path)):
+                    return found["step"]
             print(f"{path}: this state is damaged or incomplete; looking for the one before", file=sys.stderr)
         return None
 
@@ -105,26 +95,16 @@ class States:
 
     def last_words(self):
         """What is left after a failure, for its message."""
-        manifests = [manifest for manifest in self._manifests() if manifest not in self._damaged]
-        if not manifests:
+        step = self.newest()
+        if step is None:
             return "no state had been saved yet"
-        return f"the last good state is that of step {int(manifests[0].stem.removeprefix('step-'))}, for --resume"
+        return f"the last good state is that of step {step}, for --resume"
 
     def _manifests(self):
         """Newest first."""
         return sorted(self.folder.glob("step-*.json"), reverse=True)
 
 
-class _HashingFile:
-    """What torch.save writes into: the hash is of the bytes that were meant, not of those that a disk gives back."""
-
-    def __init__(self, file):
-        self.file, self.hash, self.size = file, hashlib.sha256(), 0
-
-    def write(self, content):
-        self.hash.update(content)
-        self.size += memoryview(content).nbytes
-        return self.file.write(content)
-
-    def flush(self):
-        self.file.flush()
+def _manifest(path):
+    """What a state's manifest says of its file."""
+    return {"step": int(path.stem.removeprefix("step-")), "bytes": path.stat().st_size, "sha256": sha256(path)}
