@@ -9,6 +9,7 @@ import os
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from data.errors import RunError, UserError, first_line
 
@@ -56,25 +57,18 @@ def gather(embeddings, n):
 
     The gradient flows to this process's own part; since every process computes the loss of all n, none is sent.
     """
-    return embeddings if world_size() == 1 else _Gather.apply(embeddings, n)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, embeddings, n):
-        world, largest = world_size(), -(-n // world_size())
-        padded = embeddings.new_zeros(largest, embeddings.shape[1])  # gloo wants equal sizes
-        padded[: len(embeddings)] = embeddings
-        everyones = embeddings.new_empty(world, *padded.shape)
-        with _lost_peers_named():
-            dist.all_gather(list(everyones), padded)
-        return everyones.transpose(0, 1).flatten(0, 1)[:n]  # item i is process i % world's
-
-    @staticmethod
-    def backward(ctx, gradient):
+    if world_size() == 1:
+        return embeddings
+    if embeddings.requires_grad:
         # times the world's size, because average_gradients divides by it; what every process computes alike, such as
         # an objective's own layers, it then leaves as it is
-        return share(gradient) * world_size(), None
+        embeddings.register_hook(lambda gradient: gradient * world_size())
+    padded = F.pad(embeddings, (0, 0, 0, -(-n // world_size()) - len(embeddings)))  # gloo wants equal sizes
+    everyones = [torch.empty_like(padded) for _ in range(world_size())]
+    with _lost_peers_named():
+        dist.all_gather(everyones, padded.detach())
+    everyones[rank()] = padded
+    return torch.stack(everyones, dim=1).flatten(0, 1)[:n]  # item i is process i % world's
 
 
 def average_gradients(parameters):
@@ -106,16 +100,6 @@ def everyones(value):
     with _lost_peers_named():
         dist.all_gather_object(values, value)
     return values
-
-
-def largest(number):
-    """The largest of the processes' whole numbers, on every process; waits for no GPU."""
-    if world_size() == 1:
-        return number
-    tensor = torch.tensor(number)
-    with _lost_peers_named():
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor.item()
 
 
 @torch.no_grad()
