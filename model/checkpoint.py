@@ -56,11 +56,10 @@ def load_encoder(
         dropout: set for every dropout in the backbone; None leaves its configuration alone.
         dims: sizes that embeddings will be cut at, to be refused where they are too large.
         training: a pooler that the weights lack is initialised at random, and said so, instead of refused.
-        random_weights: a folder's architecture and tokenizer, but not its weights.
+        random_weights: a model's architecture and tokenizer, but not its weights.
 
     Raises:
-        UserError: no such model, damaged or foreign weights, an impossible pooling, length or size, one file of weights
-            where random ones are wanted.
+        UserError: no such model, damaged or foreign weights, an impossible pooling, length or size.
         RunError: the hub cannot be reached.
     """
     path = Path(name)
@@ -69,14 +68,18 @@ def load_encoder(
         source = source / MODEL_FOLDER
     elif source.is_dir() and not (source / "config.json").is_file() and (source / CHECKPOINT_FILE).is_file():
         source = source / CHECKPOINT_FILE
-    if source.is_dir():
-        weights, (saved, folder, ours) = None, _folder_settings(source)
-    elif random_weights:
-        raise UserError(f"--random_weights: {source} is one file of weights; name a model folder or hub id")
-    else:
-        (weights, saved), folder, ours = _read_pt(source), None, True
-    config = _read_config(source, folder, saved)
-    if not training and folder is not None and not pooling and "pooling" not in saved:
+    with tempfile.TemporaryDirectory() as unpacked:
+        if source.is_dir():
+            weights, (saved, folder, ours) = None, _folder_settings(source)
+        else:
+            (weights, saved), folder, ours = _unpack(source, Path(unpacked)), Path(unpacked), True
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # of many kinds
+            raise UserError(f"{source}: not a model folder ({first_line(error)})") from None
+        make = _backbone_class(source, config, ours)
+        tokenizer = _own_tokenizer(source, folder, tokenizer, weights is not None)
+    if not training and not pooling and "pooling" not in saved:
         print(f"{source}: does not say how to pool; taking --pooling pooler (others: cls, mean)", file=sys.stderr)
     pooling, max_len = pooling or saved.get("pooling", "pooler"), max_len or saved.get("max_len", 50)
     before = (saved.get("pooling", pooling), saved.get("max_len", max_len))
@@ -86,9 +89,7 @@ def load_encoder(
             f"this training goes on with --pooling {pooling} --max_len {max_len}",
             file=sys.stderr,
         )
-    make = _backbone_class(source, config, ours)
     _check_architecture(source, config, make, pooling, max_len, dims)
-    tokenizer = _own_tokenizer(source, folder, saved, tokenizer)
     if dropout is not None:
         for dropout_name in DROPOUT_NAMES:
             if hasattr(config, dropout_name):
@@ -98,7 +99,8 @@ def load_encoder(
     else:
         if str(name) != "mini" and not path.exists():
             fetch_folder(name)  # the weights, beside what the checks above looked at
-        backbone = _load_backbone(source, folder, config, weights, pooling, training, ours)
+        folder = folder if weights is None else None
+        backbone = _load_backbone(source, make, folder, config, weights, pooling, training, ours)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"{source}: the tokenizer's vocabulary ({len(tokenizer):,}) is larger than the model's "
@@ -166,19 +168,6 @@ def _folder_settings(folder):
     return {}, folder, False
 
 
-def _read_config(name, folder, saved):
-    """The configuration in `folder`; of a `.pt` (folder None) what it holds, or KoBERT's."""
-    if folder is None and not saved:
-        return BertConfig(**KOBERT_CONFIG)
-    try:
-        if folder is None:
-            return AutoConfig.for_model(**json.loads(saved["config"]))
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many kinds
-        what = "its configuration cannot be used" if folder is None else "not a model folder"
-        raise UserError(f"{name}: {what} ({first_line(error)})") from None
-
-
 def _backbone_class(name, config, ours):
     """The class of an encoder's transformer; of an encoder-decoder, its encoder alone (what we saved holds no more)."""
     if config.model_type in ("t5", "mt5"):
@@ -214,7 +203,7 @@ def _encoder_alone(backbone):
     return backbone.get_encoder() if isinstance(backbone, BartModel) else backbone
 
 
-def _load_backbone(name, folder, config, weights, pooling, training, ours):
+def _load_backbone(name, make, folder, config, weights, pooling, training, ours):
     """The transformer, with its weights from `folder` or from the dict `weights`, checked tensor by tensor.
 
     Where the weights are `ours`, those the model has no place for are refused; a pretrained model may bring heads
@@ -222,7 +211,7 @@ def _load_backbone(name, folder, config, weights, pooling, training, ours):
     """
     try:
         with _quiet_transformers():
-            backbone, info = _backbone_class(name, config, ours).from_pretrained(
+            backbone, info = make.from_pretrained(
                 folder, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # truncated, missing, of other shapes: the libraries raise many kinds
@@ -250,29 +239,29 @@ def _load_backbone(name, folder, config, weights, pooling, training, ours):
     return _encoder_alone(backbone)
 
 
-def _own_tokenizer(name, folder, saved, given):
-    """The model's own tokenizer, or, where it comes without one, the one given with --tokenizer."""
-    if folder is None and not saved:
-        try:
-            return load_tokenizer(given or KOBERT_HUB_ID)
-        except RunError as error:
-            raise RunError(
-                f"{name} holds weights only; name its tokenizer with --tokenizer FILE, FOLDER or ID (in the demo: the "
-                f"environment variable KOSIMCSE_TOKENIZER). Tried {error}"
-            ) from None
-    if folder is None:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(saved["config"], encoding="utf-8")
-            for file, content in saved["tokenizer_files"].items():
-                (Path(folder) / Path(file).name).write_bytes(content)
-            return _own_tokenizer(name, folder, saved, given)
-    if not has_tokenizer(folder):
-        if given is None:
-            raise UserError(f"{name}: comes without a tokenizer; name one with --tokenizer")
-        return load_tokenizer(given)
-    if given is not None:
-        print(f"{name} has its own tokenizer; {given} is not used for it", file=sys.stderr)
-    return load_tokenizer(folder)
+def _own_tokenizer(name, folder, given, is_file):
+    """The model's own tokenizer; where it has none, the one given with --tokenizer, or, for a file, KoBERT's."""
+    if has_tokenizer(folder):
+        if given is not None:
+            print(f"{name} has its own tokenizer; {given} is not used for it", file=sys.stderr)
+        return load_tokenizer(folder)
+    if given is None and not is_file:
+        raise UserError(f"{name}: comes without a tokenizer; name one with --tokenizer")
+    if given is None:
+        other = "--tokenizer FILE, FOLDER or ID, in the demo the environment variable KOSIMCSE_TOKENIZER"
+        print(f"{name} holds weights only: taking the tokenizer of {KOBERT_HUB_ID} (another: {other})", file=sys.stderr)
+    return load_tokenizer(given or KOBERT_HUB_ID)
+
+
+def _unpack(path, folder):
+    """(weights, settings) of a `.pt` file; configuration and tokenizer go into `folder`."""
+    weights, saved = _read_pt(path)
+    if not saved:  # the published one
+        saved = {"config": BertConfig(**KOBERT_CONFIG).to_json_string(), "pooling": "pooler", "tokenizer_files": {}}
+    (folder / "config.json").write_text(saved["config"], encoding="utf-8")
+    for file, content in saved["tokenizer_files"].items():
+        (folder / Path(file).name).write_bytes(content)
+    return weights, saved
 
 
 def _read_pt(path):
