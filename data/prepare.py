@@ -16,7 +16,7 @@ from data import flags
 from data.dropped import Dropped
 from data.errors import RunError, UserError, one_sentence_errors
 from data.files import file_format, require_files, write_atomically
-from data.nli import LABELS, NLI, PAIRINGS, TRIPLETS, Corpus, read_triplets
+from data.nli import LABELS, NLI, PAIRINGS, TRIPLETS, Corpus, Triplets
 from data.sentences import PAIRS, SENTENCES
 from data.sts import SCORED
 from data.tables import Table
@@ -49,35 +49,34 @@ class File:
 
     Args:
         index: {sentence: its number}, of all files; sentences that are new go into it.
+        corpus: a `Corpus` of all files that training makes triplets of; this one's rows go into it.
 
     Attributes:
         kind: a key of LAYOUTS.
         rows: (n, k) int64, the usable rows as numbers of their sentences, in order.
         values: (n,) what stands beside them: the label of NLI rows (a number, see LABELS), the score of scored pairs;
             else None.
-        corpus: a `Corpus` of the rows, where the file is for training.
         dropped: a `Dropped`.
     """
 
-    def __init__(self, path, index, encoding, columns, skip, clean):
+    def __init__(self, path, index, corpus, encoding, columns, skip, clean):
         self.path, self.name = path, Path(path).name
         self.dropped = Dropped(skip, debris if clean else None)
         self.kind = Table(path, LAYOUTS, encoding, columns, Dropped(skip)).kind
         if self.kind not in FOR_TRAINING:
             self.rows, self.values = read_examples(self.kind, [path], index, self.dropped, encoding, columns)
             return
-        self.corpus = Corpus()  # of its own: the draw of its triplets is then train.py's
-        self.corpus.add(path, encoding, columns, self.dropped)
-        rows, self.values = self.corpus.triplets, None
-        if self.kind == "NLI rows":
-            rows, self.values = self.corpus.nli[:, :2], self.corpus.nli[:, 2]
+        before = len(corpus.nli), len(corpus.triplets)
+        corpus.add(path, encoding, columns, self.dropped)
+        nli, triplets = corpus.nli[before[0] :], corpus.triplets[before[1] :]
+        rows, self.values = (nli[:, :2], nli[:, 2]) if self.kind == "NLI rows" else (triplets, None)
         if not len(rows):
             raise UserError(f"{path}: no usable row; dropped {self.dropped}")
-        self.rows = np.array([index.setdefault(sentence, len(index)) for sentence in self.corpus.index])[rows]
+        self.rows = np.array([index.setdefault(sentence, len(index)) for sentence in corpus.index])[rows]
 
 
-def print_file(file, sentences, seed):
-    """What one file holds; the seed is that of the pairing."""
+def print_file(file, sentences):
+    """What one file holds."""
 
     def text(row):
         return " | ".join(_short(sentences[i]) for i in row)
@@ -97,8 +96,6 @@ def print_file(file, sentences, seed):
         counts = np.bincount(file.values, minlength=3)
         print("  labels: " + ", ".join(f"{label} {counts[code]:,}" for label, code in LABELS.items()))
         print(f"  distinct premises {len(np.unique(file.rows[:, 0])):,}")
-        counts = {pairing: len(file.corpus.pair(pairing, seed)[0]) for pairing in PAIRINGS}
-        print("  triplets: " + ", ".join(f"{n:,} with --pairing {pairing}" for pairing, n in counts.items()))
     if file.kind == "scored pairs":
         print_scores(file, sentences)
     whole = file.rows if file.values is None else np.column_stack([file.rows, file.values])
@@ -204,10 +201,10 @@ def main(argv=None):
         check_output(Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     skip = args.on_bad_row == "skip"
-    files, index = [], {}
+    files, index, corpus = [], {}, Corpus()
     for path in args.files:
-        files.append(File(path, index, args.encoding, args.columns, skip, args.clean))
-        print_file(files[-1], list(index), args.seed)
+        files.append(File(path, index, corpus, args.encoding, args.columns, skip, args.clean))
+        print_file(files[-1], list(index))
     kinds = sorted({"triplets" if file.kind in FOR_TRAINING else file.kind for file in files})
     if args.output and len(kinds) > 1:
         raise UserError(f"--output: the files are of different kinds ({', '.join(kinds)}); prepare them apart")
@@ -215,16 +212,12 @@ def main(argv=None):
         print_shared(files)
     print_lengths(files, list(index), tokenizer, args.max_len)
 
-    triplets = None
-    for_training = [file.path for file in files if file.kind in FOR_TRAINING]
-    if len(for_training) > 1 or (for_training and args.output):
-        dropped = Dropped(skip, debris if args.clean else None)
-        triplets = read_triplets(for_training, args.pairing, args.seed, args.encoding, args.columns, dropped)
-        print(
-            f"triplets of the {len(for_training)} files of NLI rows and triplets together, --pairing {args.pairing}: "
-            f"{len(triplets.examples):,}"
-        )
+    paired = {pairing: corpus.pair(pairing, args.seed)[0] for pairing in PAIRINGS}
+    if len(corpus.nli):
+        counts = ", ".join(f"{len(rows):,} with --pairing {pairing}" for pairing, rows in paired.items())
+        print(f"triplets of all files together: {counts}")
     if args.output:
+        triplets = Triplets(list(corpus.index), paired[args.pairing]) if corpus.index else None
         write_output(Path(args.output), files, list(index), triplets)
     rejected = Dropped(skip)
     rejected.rows = [row for file in files for row in file.dropped.rows]
@@ -243,6 +236,8 @@ def write_output(path, files, sentences, triplets):
             for file in files
             for k, row in enumerate(file.rows.tolist())
         ]
+    if not rows:
+        raise UserError(f"--output {path}: no premise with both an entailment and a contradiction")
     with write_atomically(path) as output:
         if file_format(path) == ".parquet":
             import pyarrow

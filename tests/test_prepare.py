@@ -47,7 +47,7 @@ def test_report_of_nli_rows(tmp_path, report):
     assert "1 wrong number of columns, as in line 11: 달이 떴다." in out
     assert "labels: entailment 4, neutral 1, contradiction 3" in out
     assert "distinct premises 3" in out
-    assert "triplets: 2 with --pairing one, 3 with --pairing all" in out
+    assert "triplets of all files together: 2 with --pairing one, 3 with --pairing all" in out
     assert "rows that repeat an earlier one: 1, as in: 비가 온다. | 날씨가 궂다." in out
 
 
