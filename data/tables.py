@@ -25,7 +25,6 @@ class Layout(NamedTuple):
     """A kind of table: what its columns hold and how they are called."""
 
     columns: tuple  # a tuple of header names for each column, the best first; the first is what messages call it
-    accepts: Callable = lambda values: True  # may this row be of the kind? Decides where names do not
     numbers: tuple = ()  # the columns (from 0) that may hold a number instead of text
     # a row's values -> None where it can be used, else (reason, message); without a message it says nothing
     check: Callable = lambda values: None if all(values) else EMPTY
@@ -77,10 +76,11 @@ class Table:
             self._advance("")
         if self._is_list and self.header:
             self._advance("holds no rows")
+        self._values = self._list_rows if self._is_list else self._dict_rows
         widest = max(len(picked) for _, picked in fitting)
         fitting = [(kind, picked) for kind, picked in fitting if len(picked) == widest]
-        # the kind that most of the first rows may be of; of equals the preferred one
-        self.kind, self._picked = max(fitting, key=lambda pair: self._accepted(*pair))
+        # where several have such columns: what most of the first rows are usable as; of equals the preferred one
+        self.kind, self._picked = max(fitting, key=lambda pair: self._usable(*pair))
 
     def rows(self, lenient=False):
         """Yield the values of every usable row: the wanted columns in the layout's order.
@@ -91,7 +91,7 @@ class Table:
         dropped, check = self.dropped, self.layouts[self.kind].check
         on_bad = (lambda *row_and_why: dropped.add(*row_and_why[:4])) if lenient else dropped.bad
         records = itertools.chain(self._head, self._records)
-        for number, values in (self._list_rows if self._is_list else self._dict_rows)(records, on_bad):
+        for number, values in self._values(records, self.kind, self._picked, on_bad):
             if dropped.clean and (reason := dropped.clean(values)):
                 dropped.add(self.path, number, values, reason)
             elif found := check(values):
@@ -106,8 +106,8 @@ class Table:
             nothing = f"no usable row; dropped {self.dropped}" if self.dropped.counts else otherwise
             raise UserError(f"{self.path}: {nothing}")
 
-    def _list_rows(self, records, on_bad):
-        width, picked = self._width, self._picked
+    def _list_rows(self, records, kind, picked, on_bad):
+        width = self._width
         whole = picked == list(range(width))
         may_hold_tabs = self.format in (".csv", ".txt")
         for number, fields in records:
@@ -117,18 +117,18 @@ class Table:
             values = fields if whole else [fields[i] for i in picked]
             yield number, [_one_line(value) for value in values] if may_hold_tabs else values
 
-    def _dict_rows(self, records, on_bad):
-        numbers = self.layouts[self.kind].numbers
+    def _dict_rows(self, records, kind, picked, on_bad):
+        layout = self.layouts[kind]
         for number, record in records:
             values = []
-            for column, name in enumerate(self._picked):
+            for column, name in enumerate(picked):
                 value, why = _look_up(record, name), None
                 if isinstance(value, str):
                     value = _one_line(unicodedata.normalize("NFC", value))
                     why = problem(value)
                 elif value is None:
-                    why = "missing column", f"{name!r} is missing or null; expected ({self.layouts[self.kind].names})"
-                elif column not in numbers or isinstance(value, bool) or not isinstance(value, (int, float)):
+                    why = "missing column", f"{name!r} is missing or null; expected ({layout.names})"
+                elif column not in layout.numbers or isinstance(value, bool) or not isinstance(value, (int, float)):
                     why = "not text", f"{name!r} is not text but {type(value).__name__}"
                 if why:
                     on_bad(self.path, number, record, *why)
@@ -186,13 +186,10 @@ class Table:
         names = [next((name for name in known if name in header), None) for known in layout.columns]
         return None if None in names else names
 
-    def _accepted(self, kind, picked):
-        """How many of the first rows may be of `kind`."""
-        if not self._is_list:
-            rows = [[_look_up(record, name) for name in picked] for _, record in self._head]
-        else:
-            rows = [[record[i] for i in picked] for _, record in self._head if len(record) == self._width]
-        return sum(self.layouts[kind].accepts(row) for row in rows)
+    def _usable(self, kind, picked):
+        """How many of the first rows are usable as `kind`."""
+        rows = self._values(self._head, kind, picked, on_bad=lambda *row_and_why: None)
+        return sum(self.layouts[kind].check(values) is None for _, values in rows)
 
     def _refuse(self, columns):
         number, record = self._first

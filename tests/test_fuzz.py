@@ -176,16 +176,15 @@ def slow_nli(content):
         lambda text: text.split("\t"),
         [("premise", "sentence1"), ("hypothesis", "sentence2"), ("gold_label", "label")],
     )
-    labelled = sum(row[2] in LABELS for row in rows)
-    if not has_header and labelled < len(rows) - labelled:  # nothing says that these are no triplets
-        usable = [row for row in rows if all(row) and len(set(row)) == 3 and "n/a" not in map(str.lower, row)]
-        return [tuple(row) for row in usable if row[2] not in LABELS and not re.fullmatch(r"\d(\.\d+)?", row[2])]
-    return [
+    usable = [row for row in rows if all(row) and len(set(row)) == 3 and "n/a" not in map(str.lower, row)]
+    triplets = [tuple(row) for row in usable if row[2] not in LABELS and not re.fullmatch(r"\d(\.\d+)?", row[2])]
+    labelled = [
         (premise, hypothesis, label)
         for premise, hypothesis, label in rows
         if premise and hypothesis and premise != hypothesis and label in LABELS
         if premise.lower() != "n/a" and hypothesis.lower() != "n/a"
     ]
+    return triplets if not has_header and len(labelled) < len(triplets) else labelled
 
 
 def slow_sts(split):
