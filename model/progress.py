@@ -20,18 +20,17 @@ class Progress:
 
     Args:
         run: the RunFolder, whose states an error message names.
-        total_examples, examples_before: of the whole training, and those that the run that is resumed has seen.
-        seconds: of training so far, evaluations and saving not counted.
+        total_steps, steps: of the whole training, and those that the run that is resumed has taken.
+        seconds, examples: of training so far, evaluations and saving not counted.
 
     Attributes:
         seconds, examples: of the whole training, up to the last closed window.
     """
 
-    def __init__(self, run, total_examples, examples_before, seconds):
-        self.run = run
-        self.seconds, self.examples = seconds, examples_before
+    def __init__(self, run, total_steps, steps, seconds, examples):
+        self.run, self.seconds, self.examples = run, seconds, examples
         hidden = None if distributed.rank() == 0 else True  # None: where stderr is no terminal
-        self.bar = tqdm(total=total_examples, initial=examples_before, desc="train", unit="example", disable=hidden)
+        self.bar = tqdm(total=total_steps, initial=steps, desc="train", unit="step", disable=hidden)
 
     def __enter__(self):
         self.open_window()
@@ -47,7 +46,7 @@ class Progress:
         """Note one step; its loss stays on the device, because fetching it would wait for the GPU."""
         self.losses.append(loss)
         self.window_examples += examples
-        self.bar.update(examples)
+        self.bar.update()
         self.last_step, self.lr, self.best_score = step, lr, best_score
 
     def close_window(self):
@@ -66,9 +65,10 @@ class Progress:
                 )
         self.seconds += seconds
         self.examples += self.window_examples
-        mean = math.fsum(losses) / len(losses)
-        self.bar.set_postfix(loss=f"{mean:.4f}", lr=f"{self.lr:.1e}", dev=f"{self.best_score:.2f}")
-        return {"loss": mean, "lr": self.lr, "examples_per_second": self.window_examples / seconds}
+        mean, speed = math.fsum(losses) / len(losses), self.window_examples / seconds
+        shown = {"loss": f"{mean:.4f}", "lr": f"{self.lr:.1e}", "dev": f"{self.best_score:.2f}"}
+        self.bar.set_postfix(**shown, examples_per_s=f"{speed:,.0f}")
+        return {"loss": mean, "lr": self.lr, "examples_per_second": speed}
 
 
 def peak_memory(device):

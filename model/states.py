@@ -20,6 +20,7 @@ def training_state(step, done, best, progress, model, optimizer, schedule):
         "done": done,
         "best": best,
         "seconds": progress.seconds,
+        "examples": progress.examples,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
@@ -28,7 +29,7 @@ def training_state(step, done, best, progress, model, optimizer, schedule):
 
 
 def restore(state, model, optimizer, schedule):
-    """Undo `training_state`: (first step to do, done, best, seconds so far)."""
+    """Undo `training_state`: (first step to do, done, best, seconds and examples so far)."""
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -40,7 +41,7 @@ def restore(state, model, optimizer, schedule):
     torch.set_rng_state(random["cpu"])
     if "device" in random:
         torch.get_device_module(model["encoder"].device).set_rng_state(random["device"])
-    return state["step"] + 1, state["done"], state["best"], state["seconds"]
+    return state["step"] + 1, state["done"], state["best"], state["seconds"], state["examples"]
 
 
 class States:

@@ -39,11 +39,6 @@ class Task(NamedTuple):
     def steps_per_epoch(self):
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def examples(self, steps):
-        """How many examples so many batches hold."""
-        epochs, rest = divmod(steps, self.steps_per_epoch)
-        return epochs * len(self.rows) + rest * self.batch_size
-
 
 @functools.lru_cache(maxsize=8)  # of so many tasks made once an epoch, not once a step; of old epochs few are held
 def random_order(n, seed):
@@ -98,15 +93,11 @@ def train(encode, tasks, evaluate, run, settings):
             run.save_best(encoder, best)
         return metrics, best
 
-    first_step, done, best, seconds = 1, False, None, 0.0
+    first_step, done, best, seconds, seen = 1, False, None, 0.0, 0
     if run.state is not None:
-        first_step, done, best, seconds = restore(run.state, model, optimizer, schedule)
+        first_step, done, best, seconds, seen = restore(run.state, model, optimizer, schedule)
         run.state = None  # as large as the model and its optimiser
-    total_examples, examples_before = (
-        sum(task.examples((steps + turns - 1 - i % turns) // turns) for i, task in enumerate(tasks))
-        for steps in (total_steps, first_step - 1)
-    )
-    progress = Progress(run, total_examples, examples_before, seconds)
+    progress = Progress(run, total_steps, first_step - 1, seconds, seen)
     with progress, Interruption() as interruption, out_of_memory_named(run):
         if best is None:
             metrics, best = evaluate_and_keep(0, None)
