@@ -17,7 +17,7 @@ from data.errors import UserError, one_sentence_errors
 from data.files import write_json
 from data.sts import read_sts
 from model.checkpoint import load_encoder
-from model.metrics import CORRELATIONS, evaluate_sts, json_ready
+from model.metrics import CORRELATIONS, evaluate_sts
 from model.pooling import POOLINGS
 from model.utils import default_device
 
@@ -74,7 +74,7 @@ def main(argv=None):
             if math.isnan(scores["avg"]):
                 print("nan: the model gives every pair the same similarity", file=sys.stderr)
             if args.json:
-                write_json(args.json, [json_ready(result) for result in results])
+                write_json(args.json, results)
 
 
 def check_json_path(path, test_data):

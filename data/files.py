@@ -190,7 +190,8 @@ def sha256(path):
 
 
 def write_json(path, value):
-    """Write a value as JSON, whole or not at all; see write_atomically."""
+    """Write a value as JSON, whole or not at all; see write_atomically. JSON has no nan: it becomes null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda constant: None)
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with write_atomically(path) as file:
         file.write(text.encode(errors="backslashreplace"))  # a file's name may hold bytes that are no text

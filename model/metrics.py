@@ -49,11 +49,6 @@ def correlations(embeddings1, embeddings2, scores):
     return {"avg": math.fsum(results.values()) / len(results), **results}
 
 
-def json_ready(results):
-    """The same dict with None for nan, which JSON does not have."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in results.items()}
-
-
 def evaluate_sts(encode, sentences, scores):
     """`correlations` of n sentence pairs under any `encode`, a callable from `sentences` to (2n, d) embeddings.
 

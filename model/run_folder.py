@@ -13,7 +13,6 @@ from data.errors import UserError
 from data.files import naming_path, read_json, unused_path, write_atomically, write_json
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MINI, MODEL_FOLDER, load_weights, save_encoder
-from model.metrics import json_ready
 from model.progress import LOG_COLUMNS
 from model.states import States
 
@@ -106,7 +105,7 @@ class RunFolder:
         """Keep this encoder as the run's best: model/, nli_checkpoint.pt and dev_metrics.json."""
         if self._writes:
             save_encoder(encoder, self.path)
-            write_json(self.path / METRICS_FILE, json_ready(metrics))
+            write_json(self.path / METRICS_FILE, metrics)
 
     def restore_best(self, encoder):
         """Load what `save_best` kept last into `encoder`, on every process."""
