@@ -36,10 +36,6 @@ SETTINGS_FILE = "sentence_encoder.json"  # beside the weights of a folder that w
 KOBERT_HUB_ID = "skt/kobert-base-v1"
 KOBERT_CONFIG = {"vocab_size": 8002, "pad_token_id": 1}  # else BERT-base: 12 layers x 768, 12 heads, 512 positions
 SAVED_SETTINGS = {"config", "pooling", "max_len", "tokenizer_files"}  # of a `.pt`, beside its weights
-DROPOUT_NAMES = (  # what the families call theirs
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
-    *("mlp_dropout", "embedding_dropout", "activation_dropout", "dropout_rate"),
-)
 
 
 def load_encoder(
@@ -91,9 +87,9 @@ def load_encoder(
         )
     _check_architecture(source, config, make, pooling, max_len, dims)
     if dropout is not None:
-        for dropout_name in DROPOUT_NAMES:
-            if hasattr(config, dropout_name):
-                setattr(config, dropout_name, dropout)
+        for key, value in config.to_dict().items():
+            if "dropout" in key and isinstance(value, (int, float)):
+                setattr(config, key, dropout)
     if random_weights:
         backbone = _encoder_alone(make(config))
     else:
