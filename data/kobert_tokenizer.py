@@ -82,17 +82,14 @@ class KoBERTTokenizer(PreTrainedTokenizer):
             (ids, lengths): the ids of all sentences in a row, (total,) int32, and how many each has, (n,) int64.
         """
         sentences = [unicodedata.normalize("NFC", sentence) for sentence in sentences]
-        encoded = self.sp_model.encode(sentences)
-        first = len(self.model_ids)  # below it sentencepiece's ids, from it on the model's
-        to_model = np.concatenate([self.model_ids, np.arange(len(self), dtype=np.int32)])
-        added_tokens = list(self.added_tokens_encoder)  # "[MASK]" is one token; sentencepiece does not know
         everything = "\0".join(sentences)
-        if any(token in everything for token in added_tokens):
-            for i, sentence in enumerate(sentences):
-                if any(token in sentence for token in added_tokens):
-                    ids = self(sentence, add_special_tokens=False)["input_ids"]
-                    encoded[i] = [first + id for id in ids]
-        rows = [[first + CLS, *ids[: max_len - 2], first + SEP] for ids in encoded]
+        if any(token in everything for token in self.added_tokens_encoder):  # "[MASK]": sentencepiece does not know it
+            to_model = np.arange(len(self), dtype=np.int32)
+            rows = self(sentences, truncation=True, max_length=max_len)["input_ids"]
+        else:
+            to_model = np.concatenate([self.model_ids, np.array([CLS, SEP], dtype=np.int32)])
+            cls, sep = len(self.model_ids), len(self.model_ids) + 1
+            rows = [[cls, *ids[: max_len - 2], sep] for ids in self.sp_model.encode(sentences)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return to_model[np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths.sum())], lengths
 
