@@ -13,6 +13,7 @@ import numpy as np
 from data import flags
 from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
+from data.files import problem
 from data.sentences import read_sentences
 from data.tokenize import tokenize
 from model.checkpoint import load_encoder
@@ -48,13 +49,7 @@ def parse_flags(argv):
     add("--max_len", type=flags.positive_int, help="default: saved with the model, else 50")
     add("--corpus", metavar="FILE", help="text, a sentence a line, or a column of a table (default: the demo's)")
     flags.add_table_flags(parser, "the corpus")
-    add(
-        "--query",
-        action="append",
-        type=flags.utf8_text,
-        metavar="TEXT",
-        help="what to look for; repeatable (default: the demo's)",
-    )
+    add("--query", action="append", metavar="TEXT", help="what to look for; repeatable (default: the demo's)")
     add("--top_k", type=flags.positive_int, default=5, help="results for each query")
     add("--device", type=flags.device, default=default_device(), help="cpu, cuda, cuda:1, mps")
     return parser.parse_args(argv)
@@ -65,8 +60,8 @@ def main(argv=None):
     args = parse_flags(argv)
     if args.corpus is not None and not args.query:
         raise UserError("--corpus: nothing to look for; add --query TEXT")
-    if any(not query.strip() for query in args.query or []):
-        raise UserError("--query: is empty; write what to look for")
+    if any(not query.strip() or problem(query) for query in args.query or []):
+        raise UserError("--query: is empty, or no text; write what to look for")
     corpus = CORPUS
     if args.corpus is not None:
         dropped = Dropped(skip=args.on_bad_row == "skip")

@@ -84,12 +84,3 @@ def device(text):
     except (RuntimeError, AssertionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine; try cpu") from None
     return named
-
-
-def utf8_text(value):
-    """Text from the command line, which arrives with bytes that are no text smuggled in as surrogates."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("is not valid UTF-8 text") from None
-    return value

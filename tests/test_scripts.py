@@ -181,7 +181,7 @@ BAD_FLAGS = [
     (evaluate, ["--model", "mini", "--test_data", TEST, "--json", TEST], "is one of --test_data"),
     (evaluate, ["--model", "mini", "--test_data", TEST, "--json", "model.pt"], "expected a name that ends in .json"),
     (evaluate, ["--test_data", TEST], "output, the default of --model, is not there; train first"),
-    (SemanticSearch, ["--query", "\udcff"], "is not valid UTF-8"),
+    (SemanticSearch, ["--query", "\udcff"], "or no text"),
     (SemanticSearch, ["--corpus", TEST], "--corpus: nothing to look for; add --query TEXT"),
     (SemanticSearch, ["--query", " "], "--query: is empty"),
     (SemanticSearch, ["--top_k", "0"], "'0' is not a whole number of at least 1"),
