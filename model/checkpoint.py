@@ -213,18 +213,16 @@ def _load_backbone(name, make, folder, config, weights, pooling, training, ours)
     except Exception as error:  # truncated, missing, of other shapes: the libraries raise many kinds
         reason = "it holds Python objects besides tensors" if "weights_only" in str(error) else first_line(error)
         raise UserError(f"{name}: these weights cannot be loaded ({reason})") from None
-    missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
-    lacks_pooler = any(key.startswith("pooler.") for key in info["missing_keys"])
-    unexpected = {key for key in info["unexpected_keys"] if ours}
-    if pooling != "pooler":
-        unexpected = {key for key in unexpected if not key.startswith("pooler.")}
-    if missing or unexpected:
+    missing, unexpected = (
+        {key for key in info[keys] if not key.startswith("pooler.")} for keys in ("missing_keys", "unexpected_keys")
+    )
+    if missing or (ours and unexpected):
         architecture = f"{config.model_type}, {config.num_hidden_layers} layers x {config.hidden_size}"
         raise UserError(
             f"{name}: the weights are not this architecture's ({architecture}): "
-            f"{len(missing)} missing, {len(unexpected)} unexpected, such as {sorted(missing | unexpected)[0]}"
+            f"{len(missing)} missing, {len(unexpected)} unexpected, such as {min(missing or unexpected)}"
         )
-    if lacks_pooler and pooling == "pooler":
+    if pooling == "pooler" and any(key.startswith("pooler.") for key in info["missing_keys"]):
         if not training:
             raise UserError(f"{name}: the weights have no pooler; choose another --pooling, such as cls or mean")
         print(f"{name}: the weights have no pooler; it starts at random and is trained", file=sys.stderr)
