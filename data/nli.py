@@ -1,6 +1,5 @@
 """NLI files into triplets (premise, entailment, contradiction), the training data of supervised SimCSE."""
 
-import itertools
 import re
 from array import array
 from typing import NamedTuple
@@ -82,9 +81,7 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
             both, as SimCSE does (Gao et al. 2021, arXiv:2104.08821, section 4.1); "all" takes every
             distinct entailment x contradiction. Triplet files are taken as they are.
         seed: of the draw; the same files, pairing and seed give the same triplets in the same order.
-        encoding: of text files.
-        columns: see `Table`.
-        dropped: a `Dropped`, which counts the rows that are left out; see `Corpus.add`.
+        encoding, columns, dropped: see `Table`.
         negatives: contradictions of an example; where a premise has fewer, they repeat.
 
     Returns:
@@ -110,10 +107,8 @@ def read_triplets(paths, pairing="one", seed=1234, encoding="utf-8", columns=Non
             f"{', '.join(map(str, paths))}: no premise with both an entailment and a contradiction"
             + (f"; dropped {dropped}" if dropped.counts else "")
         )
-    used = np.zeros(len(sentences), dtype=bool)
-    used[examples] = True
-    number = np.cumsum(used) - 1
-    return Triplets(list(itertools.compress(sentences, used.tolist())), number[examples])
+    used, numbers = np.unique(examples, return_inverse=True)
+    return Triplets([sentences[i] for i in used.tolist()], numbers.reshape(examples.shape))
 
 
 class Corpus:
