@@ -102,6 +102,16 @@ def everyones(value):
     return values
 
 
+def largest(number):
+    """The largest of the processes' whole numbers, on every process; waits for no GPU."""
+    if world_size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    with _lost_peers_named():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.item()
+
+
 @torch.no_grad()
 def broadcast(tensors):
     """Overwrite these tensors with process 0's."""

@@ -44,7 +44,7 @@ class Interruption:
 
     def anywhere(self):
         """The number of a signal that this process or another one of the run received, else 0."""
-        return max(distributed.everyones(self.number))
+        return distributed.largest(self.number)
 
     def error(self, step, run):
         """The RunError to raise when the state after `step` is saved."""
