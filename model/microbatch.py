@@ -41,7 +41,7 @@ def cut_by_length(lengths, max_tokens, padded=True):
 
 
 def default_micro_batch_tokens(device):
-    """A good size of a micro-batch, measured: benchmarks/README.md. A GPU's host needs a pass to be worth its launches."""
+    """A good size of a micro-batch (benchmarks/README.md). A GPU's host needs a pass to be worth its launches."""
     return 65_536 if device.type == "cuda" else 8192
 
 
