@@ -14,7 +14,7 @@ from data import flags
 from data.download import KORSTS_TEST, default_files
 from data.dropped import Dropped
 from data.errors import UserError, one_sentence_errors
-from data.files import write_json
+from data.files import read_json, write_json
 from data.sts import read_sts
 from model.checkpoint import load_encoder
 from model.metrics import CORRELATIONS, evaluate_sts
@@ -85,6 +85,8 @@ def check_json_path(path, test_data):
         raise UserError(f"--json {path}: the folder {path.parent} is not there or cannot be written to")
     if path.exists() and not path.is_file():
         raise UserError(f"--json {path}: is not an ordinary file; name another")
+    if path.exists():
+        read_json(path, kind=list)  # scores, not a run's configuration
     if path.suffix != ".json":
         raise UserError(f"--json {path}: expected a name that ends in .json")
 

@@ -170,7 +170,10 @@ def training_files(specifications):
 def run_training(args, specifications):
     # data first: it shows mistakes sooner than a model loads
     dropped = Dropped(skip=args.on_bad_row == "skip")
-    dev = read_sts(args.valid_data, args.encoding, args.valid_columns, dropped)
+    try:
+        dev = read_sts(args.valid_data, args.encoding, args.valid_columns, dropped)
+    except UserError as error:
+        raise UserError(str(error).replace("--columns", "--valid_columns")) from None
     index, data = {}, []  # {sentence: its number}, of all tasks
     table = (args.encoding, args.columns, args.pairing, args.negatives, args.seed)
     for name, _, _, files in specifications:

@@ -205,9 +205,9 @@ def _lines(path, encoding, on_bad):
     number = 0
     for text in _chunks(path, encoding):
         lines = text.removesuffix("\n").split("\n")
-        suspicious = "\0" in text or not _is_text(text) or max(map(len, lines)) > LONGEST
-        if suspicious and sum(not _is_text(line) for line in lines) > len(lines) / 2:
-            line = next(line for line in lines if not _is_text(line))
+        suspicious = "\0" in text or not is_text(text) or max(map(len, lines)) > LONGEST
+        if suspicious and sum(not is_text(line) for line in lines) > len(lines) / 2:
+            line = next(line for line in lines if not is_text(line))
             raise UserError(f"{place(path, number + lines.index(line) + 1)}: {_undecodable(line, encoding)}")
         for line in lines:
             number += 1
@@ -228,10 +228,13 @@ def _chunks(path, encoding):
         try:
             file = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             _check_start(path, file.peek(1), encoding)  # all that is in its buffer
-            codec = "utf-8-sig" if _is_utf8(encoding) else encoding
-            text = io.TextIOWrapper(file, codec, "strict" if _is_utf16(encoding) else "surrogateescape", newline="\n")
+            text = io.TextIOWrapper(
+                file, encoding, "strict" if _is_utf16(encoding) else "surrogateescape", newline="\n"
+            )
+            mark = "\ufeff"
             while lines := text.readlines(CHUNK):
-                yield unicodedata.normalize("NFC", "".join(lines))
+                yield unicodedata.normalize("NFC", "".join(lines).removeprefix(mark))
+                mark = ""
         except LookupError:  # also for codecs that are not of text, such as "hex"
             raise UserError(f"--encoding {encoding}: no such encoding; try utf-8, cp949 or utf-16") from None
         except UnicodeError as error:
@@ -259,7 +262,7 @@ def _check_start(path, content, encoding):
 
 def problem(text, encoding=None):
     """(reason, message) for text that cannot be used, of a file in `encoding` or (None) from JSON or Parquet."""
-    if not _is_text(text):
+    if not is_text(text):
         if encoding:
             return f"not valid {encoding}", _undecodable(text, encoding)
         return "half a character", "half a character (a lone surrogate) in a sentence; save the file again"
@@ -270,7 +273,7 @@ def problem(text, encoding=None):
     return None
 
 
-def _is_text(text):
+def is_text(text):
     try:
         text.encode()
     except UnicodeEncodeError:

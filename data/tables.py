@@ -58,6 +58,7 @@ class Table:
     def __init__(self, path, layouts, encoding="utf-8", columns=None, dropped=None, default=".tsv"):
         self.path, self.layouts = path, layouts
         self.dropped = Dropped() if dropped is None else dropped
+        columns = columns and [unicodedata.normalize("NFC", column) for column in columns]  # as what is read
         self.format = file_format(path, default)
 
         require_files([path])
@@ -129,7 +130,7 @@ class Table:
                 elif value is None:
                     why = "missing column", f"{name!r} is missing or null; expected ({layout.names})"
                 elif column not in layout.numbers or isinstance(value, bool) or not isinstance(value, (int, float)):
-                    why = "not text", f"{name!r} is not text but {type(value).__name__}"
+                    why = "not text", f"{name!r} is not text but {type(value).__name__}; expected ({layout.names})"
                 if why:
                     on_bad(self.path, number, record, *why)
                     break

@@ -78,6 +78,9 @@ def tokenize(sentences, tokenizer, max_len, show_progress=False):
     """`Tokens` of a list of strings, in order: special tokens included, cut at `max_len`.
 
     Every sentence is normalised to Unicode NFC first: text typed on macOS arrives decomposed.
+
+    Raises:
+        UserError: a sentence has no token at all.
     """
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
     chunks, lengths = [np.zeros(0, dtype)], [np.zeros(1, np.int64)]
@@ -91,6 +94,11 @@ def tokenize(sentences, tokenizer, max_len, show_progress=False):
                 rows = _token_ids([unicodedata.normalize("NFC", sentence) for sentence in chunk], tokenizer, max_len)
                 chunk_lengths = np.fromiter(map(len, rows), np.int64, len(rows))
                 chunk_ids = np.fromiter(itertools.chain.from_iterable(rows), dtype, chunk_lengths.sum())
+            if not chunk_lengths.all():  # a tokenizer without special tokens
+                sentence = chunk[int(chunk_lengths.argmin())]
+                raise UserError(
+                    f"the sentence {sentence[:40]!r} holds nothing that this model's tokenizer knows; remove it"
+                )
             chunks.append(chunk_ids.astype(dtype, copy=False))
             lengths.append(chunk_lengths)
             bar.update(len(chunk))

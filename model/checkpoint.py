@@ -27,12 +27,13 @@ from data.errors import RunError, UserError, first_line
 from data.files import read_json, write_atomically
 from data.hub import fetch_folder
 from data.tokenize import has_tokenizer, load_tokenizer
-from model.encoder import SentenceEncoder, check_backbone
+from model.encoder import SentenceEncoder, check_backbone, max_positions
 
 MINI = Path(__file__).parent / "mini"
 CHECKPOINT_FILE = "nli_checkpoint.pt"
 MODEL_FOLDER = "model"
 SETTINGS_FILE = "sentence_encoder.json"  # beside the weights of a folder that we saved: pooling and max_len
+TRIED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta-v2", "distilbert", "albert", "mpnet")
 KOBERT_HUB_ID = "skt/kobert-base-v1"
 KOBERT_CONFIG = {"vocab_size": 8002, "pad_token_id": 1}  # else BERT-base: 12 layers x 768, 12 heads, 512 positions
 SAVED_SETTINGS = {"config", "pooling", "max_len", "tokenizer_files"}  # of a `.pt`, beside its weights
@@ -74,6 +75,8 @@ def load_encoder(
         except Exception as error:  # of many kinds
             raise UserError(f"{source}: not a model folder ({first_line(error)})") from None
         make = _backbone_class(source, config, ours)
+        if not ours and "max_len" in saved:  # a tokenizer may allow more than the model
+            saved["max_len"] = min(saved["max_len"], max_positions(config))
         tokenizer = _own_tokenizer(source, folder, tokenizer, weights is not None)
     if not training and not pooling and "pooling" not in saved:
         print(f"{source}: does not say how to pool; taking --pooling pooler (others: cls, mean)", file=sys.stderr)
@@ -150,7 +153,10 @@ def save_encoder(encoder, run_folder):
 def load_weights(encoder, run_folder):
     """What `save_encoder` wrote, strictly, into an encoder of the same architecture."""
     weights, _ = _read_pt(Path(run_folder) / CHECKPOINT_FILE)
-    encoder.bert.load_state_dict(weights)
+    try:
+        encoder.bert.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(f"{run_folder}/{CHECKPOINT_FILE}: is of another model than this run's") from None
 
 
 def _folder_settings(folder):
@@ -174,6 +180,10 @@ def _backbone_class(name, config, ours):
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(
             f"{name}: {config.model_type} is not a text encoder; BERT, RoBERTa, ELECTRA, DeBERTa, BART, T5 are"
+        )
+    if config.model_type not in TRIED:
+        print(
+            f"{name}: {config.model_type} was not tried; are embeddings the same alone and in a batch?", file=sys.stderr
         )
     return MODEL_MAPPING[type(config)]
 
@@ -208,7 +218,12 @@ def _load_backbone(name, make, folder, config, weights, pooling, training, ours)
     try:
         with _quiet_transformers():
             backbone, info = make.from_pretrained(
-                folder, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+                folder,
+                config=config,
+                state_dict=weights,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except Exception as error:  # truncated, missing, of other shapes: the libraries raise many kinds
         reason = "it holds Python objects besides tensors" if "weights_only" in str(error) else first_line(error)
@@ -216,6 +231,10 @@ def _load_backbone(name, make, folder, config, weights, pooling, training, ours)
     missing, unexpected = (
         {key for key in info[keys] if not key.startswith("pooler.")} for keys in ("missing_keys", "unexpected_keys")
     )
+    for key, found, expected in info["mismatched_keys"]:
+        raise UserError(
+            f"{name}: {key} has the shape {tuple(found)}, its configuration says {tuple(expected)}; get both anew"
+        )
     if missing or (ours and unexpected):
         architecture = f"{config.model_type}, {config.num_hidden_layers} layers x {config.hidden_size}"
         raise UserError(
@@ -238,7 +257,10 @@ def _own_tokenizer(name, folder, given, is_file):
     if has_tokenizer(folder):
         if given is not None:
             print(f"{name} has its own tokenizer; {given} is not used for it", file=sys.stderr)
-        return load_tokenizer(folder)
+        try:
+            return load_tokenizer(folder)
+        except UserError as error:
+            raise UserError(f"{name}: its tokenizer cannot be used, get it anew ({error})") from None
     if given is None and not is_file:
         raise UserError(f"{name}: comes without a tokenizer; name one with --tokenizer")
     if given is None:
@@ -306,6 +328,11 @@ def _sentence_transformers_settings(folder):
         mode = names.get(on[0]) if len(on) == 1 else None
     if mode not in ("cls", "mean"):
         raise UserError(f"{folder}: its pooling is not one of ours (cls or mean): {config}")
+    more = [folder / "config_sentence_transformers.json", kinds["Transformer"] / "sentence_bert_config.json"]
+    more = {key: value for path in more if path.is_file() for key, value in read_json(path).items()}
+    for key in ("default_prompt_name", "truncate_dim", "do_lower_case"):
+        if more.get(key):
+            raise UserError(f"{folder}: is used with {key} {more[key]!r}, which is not done here")
     settings = {"pooling": mode, "normalize": "Normalize" in kinds}
     # the length: in a file of its own, or as the tokenizer's, where a huge number means none
     for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):

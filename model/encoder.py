@@ -192,8 +192,10 @@ class SentenceEncoder(nn.Module):
 
         Raises:
             TypeError: an item of the list is not a string; names its index.
-            ValueError: no token of a row of the mapping counts.
+            ValueError: no token of a row of the mapping counts, or batch_size is below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"encode: batch_size is {batch_size}; expected at least 1")
         if device is not None:
             self.to(device)
         tokens = self._packed(sentences)

@@ -36,9 +36,10 @@ def main(argv=None):
         axes.grid(alpha=0.3)
         for run, (score, rows) in runs.items():
             column = score if panel == "dev" else panel
-            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            points = [(row["step"], row[column]) for row in rows if row[column] not in ("", None)]
+            label = run.replace("$", r"\$")  # else a formula
             axes.plot(
-                *zip(*points) if points else ((), ()), label=run, marker="o" if panel == "dev" else "", markersize=3
+                *zip(*points) if points else ((), ()), label=label, marker="o" if panel == "dev" else "", markersize=3
             )
     axes.set_xlabel("step")
     figure.axes[0].legend()
@@ -57,6 +58,8 @@ def read_log(run):
         score = "cosine_spearman" if score == "last" else score
         with (run / LOG_FILE).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
+        for row in rows:
+            row.update({name: float(row[name]) for name in ("step", "loss", "lr", score) if row.get(name)})
     except FileNotFoundError as error:
         raise UserError(f"{run}: not a run folder of train.py: {Path(error.filename).name} is missing") from None
     except (ValueError, KeyError, TypeError):

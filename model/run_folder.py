@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.dropped import REJECTED_FILE
 from data.errors import UserError
-from data.files import naming_path, read_json, unused_path, write_atomically, write_json
+from data.files import is_text, naming_path, read_json, unused_path, write_atomically, write_json
 from model import distributed
 from model.checkpoint import CHECKPOINT_FILE, MINI, MODEL_FOLDER, load_weights, save_encoder
 from model.progress import LOG_COLUMNS
@@ -159,6 +159,8 @@ def check_run_folder(path):
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: is a file; name a folder")
+    if not is_text(str(path.resolve())):  # what writes tokenizers and weights cannot take it
+        raise UserError(f"--output_dir {str(path)!a}: is not UTF-8; name another folder")
     if (path / "__init__.py").exists() or (path / MODEL_FOLDER / "__init__.py").exists():
         raise UserError(f"--output_dir {path}: holds Python code; name another folder")
     if path.resolve() == MINI.resolve():

@@ -130,6 +130,8 @@ def begun_before(run, previous):
 @one_sentence_errors
 def main(argv=None):
     args = parse_flags(argv)
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("recipes run in one process; give torchrun the train.py commands that --dry_run prints")
     trainings = [stages_of(args, seed) for seed in args.seeds or [None]]
     if args.dry_run:
         for run, flags_of_train in trainings[0]:

@@ -159,6 +159,29 @@ def test_old_sentence_transformers_folder(tiny_bert, tmp_path):
     assert (encoder.pooling, encoder.max_len) == ("mean", 24)
 
 
+@pytest.mark.parametrize("setting", [{"default_prompt_name": "query"}, {"truncate_dim": 8}])
+def test_what_sentence_transformers_does_beside_is_refused(setting, tiny_bert, tmp_path):
+    folder = old_sentence_transformers_folder(tiny_bert, tmp_path, {"pooling_mode_mean_tokens": True})
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(setting))
+    with pytest.raises(UserError, match=f"is used with {next(iter(setting))} .*, which is not done here"):
+        load_encoder(folder)
+
+
+def test_a_length_beyond_the_models_positions_is_no_length(tiny_bert, tmp_path):
+    folder = old_sentence_transformers_folder(tiny_bert, tmp_path, {"pooling_mode_mean_tokens": True})
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 8192}')
+    encoder = load_encoder(folder)
+    assert encoder.max_len == encoder.bert.config.max_position_embeddings
+
+
+def test_weights_of_another_shape_are_named(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 7}))
+    with pytest.raises(UserError, match=r"intermediate.dense.* has the shape \(.*\), its configuration says \(7"):
+        load_encoder(folder, "mean")
+
+
 def test_normalize_of_sentence_transformers_stays(tiny_bert, tmp_path, sample_sentences):
     config, extra = {"pooling_mode_mean_tokens": True}, [("2_Normalize", "Normalize")]
     plain = load_encoder(tiny_bert, "mean", 24).encode(sample_sentences[:5])
@@ -284,7 +307,7 @@ def test_another_architecture_is_refused(published, vocabulary_files, monkeypatc
     with pytest.raises(UserError, match="16 unexpected, such as encoder.layer.1"):
         load_encoder(published, tokenizer=vocabulary_files[0])
     monkeypatch.setattr(checkpoint, "KOBERT_CONFIG", {**other, "num_hidden_layers": 2, "intermediate_size": 65})
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="has the shape .*, its configuration says"):
         load_encoder(published, tokenizer=vocabulary_files[0])
 
 

@@ -502,3 +502,15 @@ def test_sample_sets_are_whole_and_share_no_sentence():
     for pairs in (valid, test):
         bands = np.histogram(pairs.scores, bins=[0, 1, 2, 3, 4, 5.01])[0]
         assert bands.min() >= 20
+
+
+def test_a_byte_order_mark_is_no_text_in_any_encoding(tmp_path):
+    for name in ("utf-8", "utf-16-le", "utf-16"):
+        text = "\ufeff가\t나\t다\n" if name != "utf-16" else "가\t나\t다\n"
+        assert triplets_of([write(tmp_path / "t.tsv", text, name)], encoding=name) == [("가", "나", "다")]
+
+
+def test_names_of_columns_may_be_decomposed(tmp_path):
+    path = write(tmp_path / "t.csv", "물음,좋음,나쁨\n가,나,다\n")
+    columns = [unicodedata.normalize("NFD", name) for name in ("물음", "좋음", "나쁨")]
+    assert triplets_of([path], columns=columns) == [("가", "나", "다")]

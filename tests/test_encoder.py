@@ -8,7 +8,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
-from transformers import AutoModel, BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    ElectraConfig,
+    ElectraModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 
 from data.dataloader import convert_to_tensor, example_model_setting
 from data.errors import UserError
@@ -188,3 +198,16 @@ def test_packed_equals_padded_in_every_family(family, pooling, in_rows, tiny_ber
     torch.testing.assert_close(encoder.encode(sample_sentences[:20]), expected[pooling], atol=1e-5, rtol=1e-4)
     with torch.no_grad():  # the backbone itself still is what transformers made
         torch.testing.assert_close(encoder.bert(**inputs).last_hidden_state, states[-1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_have_at_least_one_sentence(batch_size, tiny_bert):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; expected at least 1"):
+        load_encoder(tiny_bert, "mean").encode(["가"], batch_size=batch_size)
+
+
+def test_a_sentence_without_a_token_is_named(tiny_bert):
+    encoder = load_encoder(tiny_bert, "mean")
+    encoder.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"가": 0}, [])))  # no [CLS], no [UNK]
+    with pytest.raises(UserError, match="the sentence 'x' holds nothing that this model's tokenizer knows"):
+        encoder.encode(["가", "x"])

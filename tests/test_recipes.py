@@ -171,3 +171,8 @@ def test_what_is_missing_is_named(fails, data, tmp_path):
     assert not (tmp_path / "o").exists()
     two = ["--sts_test", SAMPLE / "test_sts.tsv", SAMPLE / "valid_sts.tsv", "--seeds", "1", "2"]
     assert "name one with --sts_test" in fails(main, ["kosbert", *data, *two])
+
+
+def test_torchrun_is_for_train_alone(fails, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "give torchrun the train.py commands that --dry_run prints" in fails(main, ["kosbert"])

@@ -188,6 +188,25 @@ BAD_FLAGS = [
 ]
 
 
+def test_what_is_wrong_with_dev_data_names_its_own_flag(fails, tmp_path):
+    (tmp_path / "dev.csv").write_text("가,나,다\n1,2,3\n", encoding="utf-8")
+    argv = train_with(valid_data=tmp_path / "dev.csv")
+    assert "name yours with --valid_columns" in fails(train.main, argv)
+    assert "--valid_columns: 2 given, expected 3" in fails(train.main, [*argv, "--valid_columns", "1", "2"])
+
+
+def test_a_run_folder_that_is_no_text(fails, tmp_path):
+    folder = str(tmp_path) + "/\udcc7\udcd1"
+    assert "is not UTF-8; name another folder" in fails(train.main, train_with(output_dir=folder))
+
+
+def test_json_replaces_scores_alone(fails, tmp_path):
+    (tmp_path / "train_config.json").write_text("{}")
+    argv = ["--model", "mini", "--test_data", TEST, "--json", tmp_path / "train_config.json"]
+    assert "expected a list" in fails(evaluate.main, argv)
+    assert (tmp_path / "train_config.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("script, argv, message", BAD_FLAGS)
 def test_bad_flags(script, argv, message, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
