@@ -85,10 +85,10 @@ def check_json_path(path, test_data):
         raise UserError(f"--json {path}: the folder {path.parent} is not there or cannot be written to")
     if path.exists() and not path.is_file():
         raise UserError(f"--json {path}: is not an ordinary file; name another")
-    if path.exists():
-        read_json(path, kind=list)  # scores, not a run's configuration
     if path.suffix != ".json":
         raise UserError(f"--json {path}: expected a name that ends in .json")
+    if path.exists():
+        read_json(path, kind=list)  # scores, not a run's configuration
 
 
 if __name__ == "__main__":

@@ -274,6 +274,7 @@ def problem(text, encoding=None):
 
 
 def is_text(text):
+    """Whether a string can be written as UTF-8: none of its bytes was undecodable."""
     try:
         text.encode()
     except UnicodeEncodeError:

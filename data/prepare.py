@@ -201,7 +201,7 @@ def main(argv=None):
         check_output(Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     skip = args.on_bad_row == "skip"
-    files, index, corpus = [], {}, Corpus()
+    files, index, corpus = [], {}, Corpus()  # with numbers of its own: the draw of triplets is then train.py's
     for path in args.files:
         files.append(File(path, index, corpus, args.encoding, args.columns, skip, args.clean))
         print_file(files[-1], list(index))

@@ -41,13 +41,8 @@ def restore(state, model, optimizer, schedule):
     torch.set_rng_state(random["cpu"])
     if "device" in random:
         torch.get_device_module(model["encoder"].device).set_rng_state(random["device"])
-    return (
-        state["step"] + 1,
-        state["done"],
-        state["best"],
-        state["seconds"],
-        state.get("examples", 0),
-    )  # not in old ones
+    examples = state.get("examples", 0)  # older states have none
+    return state["step"] + 1, state["done"], state["best"], state["seconds"], examples
 
 
 class States:
