@@ -76,9 +76,10 @@ def main(argv=None):
         yield "TF-IDF of character 1-3-grams", tfidf(corpus, analyzer="char_wb", ngram_range=(1, 3))
         yield "TF-IDF of words", tfidf(corpus, token_pattern=r"\S+")
         if args.static:
-            yield "static vectors", StaticEncoder(*args.static).encode
+            yield "static vectors", StaticEncoder.untuned(*args.static).encode
             for seed in args.seeds:
-                yield f"static vectors, tuned, seed {seed}", StaticEncoder(*args.static).tune(seed).encode
+                tuned = StaticEncoder.untuned(*args.static).tune(args.static[1], seed)
+                yield f"static vectors, tuned, seed {seed}", tuned.encode
         for name, encoder in encoders.items():
             yield name, encoder.encode
 

@@ -251,7 +251,7 @@ def main(argv=None):
     add("--compile", action="store_true", help="ours with torch.compile")
     add("--profile", action="store_true", help="only say where our step's time goes")
     add("--side", choices=SIDES, help="one alone, in this process; prints JSON")
-    add("--precision", choices=("fp32", "bf16"), help="of --side")
+    add("--precision", choices=("fp32", "bf16"), help="of --side; else the only one to compare in")
     args = parser.parse_args(argv)
     require_files(args.train_data)
     args.micro_batch_tokens = args.micro_batch_tokens or default_micro_batch_tokens(args.device)
@@ -261,7 +261,8 @@ def main(argv=None):
         return run_side(args)
 
     own_flags = sys.argv[1:] if argv is None else list(argv)
-    precisions = sorted({"fp32", resolve_precision("auto", args.device)}, reverse=True)
+    both = sorted({"fp32", resolve_precision("auto", args.device)}, reverse=True)
+    precisions = [args.precision] if args.precision else both
 
     def run(model, precision, side):
         command = [sys.executable, "-m", "benchmarks.train_throughput", *own_flags, "--models", model]
@@ -299,14 +300,14 @@ def report(model, results, gemm, precisions):
         for side in SIDES[1:]:
             ratios = [a["rate"] / b["rate"] for a, b in zip(mine, results[precision, side])]
             print(f"  ours / {side}: {middle(ratios)}")
-        if precision != "fp32":
+        if precision != "fp32" and "fp32" in precisions:
             ratios = [a["rate"] / b["rate"] for a, b in zip(mine, results["fp32", "reference"])]
             print(f"  ours / reference in fp32: {middle(ratios)}")
         shares = [100 * run["flops"] / rate for run, rate in zip(mine, gemm[precision])]
         speed, peak = (statistics.median(x) / 1e9 for x in ([run["flops"] for run in mine], gemm[precision]))
         print(f"  useful GFLOP/s of ours {speed:,.0f}, of a matrix product {peak:,.0f}; share {middle(shares, '.0f')}%")
-        hours = REFERENCE_EPOCHS * REFERENCE_TRIPLETS / statistics.median(run["rate"] for run in mine) / 3600
-        print(f"  {REFERENCE_EPOCHS} epochs of {REFERENCE_TRIPLETS:,} triplets at ours: {hours:,.2f} hours")
+        seconds = REFERENCE_EPOCHS * REFERENCE_TRIPLETS / statistics.median(run["rate"] for run in mine)
+        print(f"  {REFERENCE_EPOCHS} epochs of {REFERENCE_TRIPLETS:,} triplets at ours: {seconds:,.0f} s")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import average_precision_score
 from transformers import AutoConfig, AutoModel
 
+import train
 from benchmarks import baselines
 from data.sentences import read_pairs
 from data.sts import read_sts
 from data.tokenize import Tokens, load_tokenizer, tokenize
 from model.checkpoint import MINI, load_encoder, save_encoder
 from model.metrics import evaluate_sts
-from recipes.mini import average, make_data, make_pairs, make_start, static
+from recipes.mini import average, distil, make_data, make_start, make_variants, static
 from tests.conftest import ROOT, SAMPLE
 
 KORSTS = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
@@ -38,6 +39,7 @@ def korean(tmp_path):
     leaks = [held_out[3] + "?", held_out[0].replace(" ", ""), held_out[1] + "!", held_out[2].replace(".", "")]
     groups = [(0, held_out[0]), (0, "영의 다른 문장."), (1, "일의 문장."), (1, "일의 다른 문장.")]
     files = {
+        **{f"sentences/{name}.txt": "".join(f"{s}\n" for s in leaks) for name in make_data.KINDRED},
         "sentences/a.txt": "".join(f"{s}\n" for s in ["평범한 문장입니다.", *leaks]),
         "pairs/p.tsv": "".join(f"{s}\t짝 {i}\n" for i, s in enumerate(["평범한 짝입니다.", *leaks])),
         "triplets/t.tsv": "".join(f"{s}\t함의 {i}\t모순 {i}\n" for i, s in enumerate(["전제입니다.", *leaks])),
@@ -77,8 +79,9 @@ def test_what_is_held_out_is_in_no_training_file(korean, tmp_path):
     files = {file.name: file.read_text(encoding="utf-8").splitlines() for file in (tmp_path / "data").iterdir()}
     assert {name: len(rows) for name, rows in files.items()} == {
         **{"retrieval.tsv": 2, "klue_sts_heldout.tsv": 1, "klue_sts_train.tsv": 1, "korsts_train.tsv": 3},
-        **{"pairs.tsv": 1, "triplets.tsv": 1, "sentences.txt": 13},
+        **{"pairs.tsv": 1, "triplets.tsv": 1, "sentences.txt": 13, "kindred.txt": 10, "held_out.txt": 12},
     }
+    assert held_out < set(files.pop("held_out.txt"))
     for name in set(files) - {"retrieval.tsv", "klue_sts_heldout.tsv", "korsts_train.tsv"}:
         assert not held_out & {make_data.key(field) for row in files[name] for field in row.split("\t")}
 
@@ -125,33 +128,120 @@ def data(tmp_path, sample_sentences):
     return tmp_path
 
 
-def test_scored_pairs_are_the_teachers_mean_cosine(data, tiny_bert, monkeypatch, sample_sentences):
+def test_word_vectors_are_saved_and_loaded(data, tmp_path, monkeypatch, sample_sentences):
     monkeypatch.setattr(static, "STEPS", 2)
-    monkeypatch.setattr(make_pairs, "NEAREST", 5)
-    for name, pooling in (("one", "mean"), ("two", "cls")):
-        save_encoder(load_encoder(tiny_bert, pooling), data / name)
-    runs = [str(data / "one"), str(data / "two")]
-    flags = [str(data), "--start", "mini", "--teachers", *runs, "--output", str(data / "scored.tsv")]
-    make_pairs.main(flags)
-    found = read_sts([data / "scored.tsv"])
-    assert len(found.scores) > 300 and len({*found.sentences1, *found.sentences2}) > 250
-    teachers = [load_encoder(run) for run in runs] + [static.StaticEncoder("mini", data).tune(1)]
-    a, b = ([teacher.encode(side) for teacher in teachers] for side in (found.sentences1, found.sentences2))
-    cosines = [F.cosine_similarity(x, y) for x, y in zip(a, b)]
-    expected = 5 * (0.35 * cosines[0] + 0.35 * cosines[1] + 0.3 * cosines[2]).clamp(0, 1)
-    np.testing.assert_allclose(found.scores, expected, atol=2e-4)
+    static.main([str(data), "--start", "mini", "--seed", "3", "--output", str(tmp_path / "words")])
+    expected = static.StaticEncoder.untuned("mini", data).tune(data, 3).encode(sample_sentences)
+    found = static.StaticEncoder.load(tmp_path / "words").encode(sample_sentences)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)  # in half precision
 
 
-def test_partners_are_near_or_random_and_never_the_sentence_itself(monkeypatch):
-    monkeypatch.setattr(make_pairs, "NEAREST", 4)
-    vectors = F.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    nearest = (vectors @ vectors.T - 3 * torch.eye(50)).topk(4).indices.tolist()
-    monkeypatch.setattr(make_pairs, "RANDOM_SHARE", 0)
-    pairs = make_pairs.pair(vectors, 2, np.random.default_rng(0))
-    assert all(i < j and (j in nearest[i] or i in nearest[j]) for i, j in pairs)
-    assert {i for both in pairs for i in both} == set(range(50)) and pairs == sorted(set(pairs))
-    monkeypatch.setattr(make_pairs, "RANDOM_SHARE", 1)
-    assert len(make_pairs.pair(vectors, 2, np.random.default_rng(0))) > len(pairs)
+@pytest.fixture
+def language_model(data, tiny_bert, sample_sentences, few_pairs):
+    """A run of masked language modelling, and kindred.txt and held_out.txt in `data`."""
+    (data / "kindred.txt").write_text("\n".join(sample_sentences[:40]) + "\n", encoding="utf-8")
+    (data / "held_out.txt").write_text("nothing\n", encoding="utf-8")
+    flags = ["--model", tiny_bert, "--pooling", "mean", "--objective", "mlm", "--train_data", data / "kindred.txt"]
+    flags += ["--valid_data", few_pairs, "--max_steps", "1", "--output_dir", data / "mlm"]
+    train.main([str(flag) for flag in flags])
+    return data / "mlm"
+
+
+def test_variants_differ_in_what_was_hidden(data, language_model):
+    flags = [str(data), "--model", str(language_model), "--output", str(data / "variants.tsv"), "--variants", "3"]
+    make_variants.main(flags)
+    lines = (data / "variants.tsv").read_text(encoding="utf-8").splitlines()
+    kindred = (data / "kindred.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 30
+    for line in lines:
+        sentence, *variants = line.split("\t")
+        assert sentence in kindred and 1 <= len(variants) <= 3
+        assert len({make_data.key(s) for s in (sentence, *variants)}) == 1 + len(variants)
+        assert not any("[" in variant for variant in variants)
+    banned = make_data.key(lines[0].split("\t")[1])
+    (data / "held_out.txt").write_text(f"{banned}\n", encoding="utf-8")
+    make_variants.main(flags)  # draws the same
+    again = (data / "variants.tsv").read_text(encoding="utf-8")
+    assert banned not in {make_data.key(s) for line in again.splitlines() for s in line.split("\t")[1:]}
+
+
+def test_a_language_model_guesses_what_it_has_learnt(data, language_model, monkeypatch):
+    """With one piece likelier than all others every hidden one becomes that piece, and no other changes."""
+    encoder, head = make_variants.load_language_model(language_model)
+    favourite = encoder.tokenizer.convert_tokens_to_ids(encoder.tokenizer.tokenize("남자"))[-1]
+    head.bias.data[favourite] = 1e4
+    sentences = sorted((data / "kindred.txt").read_text(encoding="utf-8").splitlines(), key=len)
+    decoded = []
+    monkeypatch.setattr(
+        type(encoder.tokenizer), "batch_decode", lambda self, ids, **_: decoded.extend(ids) or ["x"] * len(ids)
+    )
+    make_variants.vary(encoder, head, sentences, np.random.default_rng(0))
+    tokens = tokenize(sentences, encoder.tokenizer, 64)
+    shares = []
+    for i, ids in enumerate(decoded):
+        before = torch.from_numpy(tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]].astype(int))
+        after = ids[: len(before)]
+        assert ((after == before) | (after == favourite)).all()
+        assert before[0] == after[0] and before[-1] == after[-1]
+        shares.append((after == favourite).float().mean().item())
+    assert 0.15 < np.mean(shares) < 0.45
+
+
+def test_the_distillation_loss(sample_sentences):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(50, 8, generator=generator) for _ in range(2))
+    teacher = F.normalize(teacher, dim=1)
+    rows = np.arange(28).reshape(4, 7)
+    loss = distil.Distillation(teacher.half())(lambda numbers: student[numbers], rows)
+    alike, others = [], []
+    for i, a in enumerate(rows.ravel()):
+        for j, b in enumerate(rows.ravel()):
+            error = (F.cosine_similarity(student[a], student[b], dim=0) - teacher[a] @ teacher[b]).item() ** 2
+            if i != j:
+                same = i // 7 == j // 7 and i % 7 < distil.GROUP and j % 7 < distil.GROUP
+                (alike if same else others).append(error)
+    assert loss.item() == pytest.approx(100 * (np.mean(alike) + np.mean(others)) / 2, rel=1e-3)
+
+
+def test_examples_of_distillation():
+    vectors = F.normalize(torch.randn(80, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    near = distil.neighbours(vectors, 60)
+    expected = (vectors[:60] @ vectors.T - 3 * torch.eye(60, 80)).sort(1, descending=True).indices[:, : distil.NEAREST]
+    np.testing.assert_array_equal(near, expected)
+    variants = [[80 + 2 * i, 81 + 2 * i] if i % 2 else [80 + 2 * i] for i in range(60)]
+    rows = distil.make_examples(variants, near, 80, 150, np.random.default_rng(0))
+    assert rows.shape == (150, 7)
+    assert sorted(rows[:60, 0]) == sorted(rows[60:120, 0]) == list(range(60))
+    for anchor, *others in rows:
+        assert {*others[:2]} <= {*variants[anchor]} and {*others[2:4]} <= {*near[anchor]}
+    assert rows[:, 5:].max() < 80
+    nearest = sum((rows[:, [3, 4]] == near[rows[:, 0], k][:, None]).sum() for k in range(5))
+    assert 0.35 < nearest / 300 < 0.65  # log 5 / log 30 = 0.47: the nearer the likelier
+
+
+def test_a_distilled_encoder(data, tiny_bert, language_model, monkeypatch, few_pairs, sample_sentences, fails, capsys):
+    monkeypatch.setattr(static, "STEPS", 2)
+    static.main([str(data), "--start", "mini", "--output", str(data / "words")])
+    make_variants.main([str(data), "--model", str(language_model), "--output", str(data / "variants.tsv")])
+    teachers = [("words", 0.25), ("mlm", 0.75)]
+    loaded = [(distil.load_teacher(data / name), weight) for name, weight in teachers]
+    vectors = distil.teach(loaded, sample_sentences, torch.device("cpu")).float()
+    cosines = [F.cosine_similarity(x[0], x[1], dim=0) for x in (e.encode(sample_sentences) for e, _ in loaded)]
+    expected = 0.25 * cosines[0] + 0.75 * cosines[1]
+    assert (vectors[0] @ vectors[1]).item() == pytest.approx(expected.item(), abs=1e-2)
+    flags = [data, "--variants", data / "variants.tsv", "--model", tiny_bert, "--valid_data", few_pairs]
+    flags += ["--max_steps", 4, "--batch_size", 8, "--eval_steps", 2, "--output_dir", data / "run", "--lr", "1e-3"]
+    flags += ["--teachers"]
+    named = [f"{data / name}={weight}" for name, weight in teachers]
+    distil.main([str(flag) for flag in (*flags, *named)])
+    log = (data / "run" / "log.csv").read_text().splitlines()
+    assert "dev cosine_spearman" in capsys.readouterr().out
+    distil.main([str(flag) for flag in (*flags, *named, "--resume")])
+    assert (data / "run" / "log.csv").read_text().splitlines() == log
+    assert load_encoder(data / "run").encode(sample_sentences[:3]).shape == (3, 32)
+    assert "RUN=WEIGHT" in fails(distil.main, [str(flag) for flag in (*flags, data / "words")])
+    without = [str(flag) for flag in (*flags[:3], *named)]
+    assert "--max_steps" in fails(distil.main, [str(data), "--variants", without[2], "--teachers", *named])
 
 
 def test_average_of_runs(tiny_bert, tmp_path, sample_sentences, fails):

@@ -6,9 +6,9 @@ KOREAN holds sentences/, pairs/, groups/, triplets/, KorNLU/ and KLUE/; model/mi
 
 Held out, to be measured on: paraphrase groups whose id is divisible by 10 (retrieval.tsv), and every 20th row of
 KLUE-STS train (klue_sts_heldout.tsv). A row or line with a sentence of theirs, or of KorSTS dev or test, is in no
-training file, compared without spaces, punctuation and case. Two things remain: KorSTS train is taken as published,
-with the sentences that KorSTS dev and test have in common with it; and other paraphrases of a sentence in
-klue_sts_heldout.tsv may be in pairs.tsv and klue_sts_train.tsv.
+training file, compared without spaces, punctuation and case (as held_out.txt has them). Two things remain: KorSTS train
+is taken as published, with the sentences that KorSTS dev and test have in common with it; and other paraphrases of a
+sentence in klue_sts_heldout.tsv may be in pairs.tsv and klue_sts_train.tsv.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from data.sts import read_sts
 
 MAX_LINES = 50_000  # of one file of sentences, so that film reviews do not outweigh the rest; as for the vocabulary
 GROUPS = ("paraKQC", "stylekqc")
+KINDRED = ("kommongen_captions", "korean_parallel_corpora_news", "ntrex_newstest2019")  # captions, news: as in KorSTS
 
 
 def key(sentence):
@@ -76,7 +77,11 @@ def main(argv=None):
     # every sentence is text for masked language modelling
     texts = {key(v): v for rows in files.values() for row in rows for v in row if isinstance(v, str)}
     files["sentences.txt"] = [(text,) for text_key, text in texts.items() if text_key not in measured]
-    files |= {"retrieval.tsv": retrieval, "klue_sts_heldout.tsv": klue}
+    kindred = [(line,) for name in KINDRED for line in read_sentences(args.korean / f"sentences/{name}.txt")]
+    kindred += itertools.chain(files["triplets.tsv"], files["korsts_train.tsv"], files["klue_sts_train.tsv"])
+    kindred = {key(v): v for row in kindred for v in row if isinstance(v, str)}
+    files["kindred.txt"] = [(v,) for k, v in kindred.items() if k in texts and k not in measured]
+    files |= {"retrieval.tsv": retrieval, "klue_sts_heldout.tsv": klue, "held_out.txt": sorted(zip(measured))}
 
     args.output.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():

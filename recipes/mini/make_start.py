@@ -2,7 +2,8 @@
 
     python -m recipes.mini.make_start DATA/sentences.txt --output START
 
-A piece's vector is its row of the first 256 singular directions of the pieces' positive pointwise mutual information
+Its teachers begin in the same way, with more layers (--layers, --hidden) and pieces of their own (--tokenizer).
+A piece's vector is its row of the first singular directions of the pieces' positive pointwise mutual information
 (Levy, Goldberg and Dagan 2015, Improving Distributional Similarity with Lessons Learned from Word Embeddings, sections
 2 and 3; contexts smoothed by 0.75, singular values to the power 0.5). Needs scikit-learn (requirements-extra.txt).
 """
@@ -66,11 +67,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sentences", type=Path, help="text, a sentence a line")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--tokenizer", default=MINI, help="folder (default: mini's)")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=256, help="dimensions, a multiple of 64: heads have 64 each")
     args = parser.parse_args(argv)
-    tokenizer = load_tokenizer(MINI)
+    tokenizer = load_tokenizer(args.tokenizer)
     tokens = tokenize(read_sentences(args.sentences), tokenizer, 128)
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(MINI)
+    size = {"num_hidden_layers": args.layers, "hidden_size": args.hidden, "intermediate_size": 4 * args.hidden}
+    size |= {"num_attention_heads": args.hidden // 64, "vocab_size": len(tokenizer)}
+    config = AutoConfig.from_pretrained(MINI, **size)
     backbone = AutoModel.from_config(config, add_pooling_layer=False, dtype=torch.float32)
     embeddings = backbone.get_input_embeddings().weight.data
     vectors = static_vectors(positive_pmi(cooccurrence(tokens, len(tokenizer))), embeddings.shape[1])

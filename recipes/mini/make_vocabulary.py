@@ -2,7 +2,8 @@
 
     python -m recipes.mini.make_vocabulary SENTENCES.txt... --output model/mini
 
-The exact call, the data and their licences stand in model/mini/README.md.
+The exact call, the data and their licences stand in model/mini/README.md. With --morphemes no piece crosses a boundary
+between morphemes, which Kiwi finds (kiwipiepy, requirements-extra.txt); the tokenizer itself does without it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from data.errors import one_sentence_errors
 from data.files import require_files
 
+BOUNDARY = "\u241f"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0..4
 
 # NFKC folds full-width and half-width forms; format characters (zero-width space, BOM) vanish; all
@@ -32,15 +34,33 @@ NORMALIZER = normalizers.Sequence(
 )
 
 
-def train_pieces(lines, vocab_size):
+def mark_morphemes(lines):
+    """Each of normalised strings with BOUNDARY between the morphemes of a word."""
+    from kiwipiepy import Kiwi
+
+    lines = [line for line in lines if line]
+    for line, morphemes in zip(lines, Kiwi(num_workers=2).tokenize(iter(lines))):
+        cuts, end = set(), 0
+        for morpheme in morphemes:  # some share a syllable
+            start = morpheme.start
+            if start >= end and start > 0 and line[start - 1] != " " and line[start : start + 1] != " ":
+                cuts.add(start)
+            end = max(end, start + morpheme.len)
+        cuts = [0, *sorted(cuts), len(line)]
+        yield BOUNDARY.join(line[a:b] for a, b in itertools.pairwise(cuts))
+
+
+def train_pieces(lines, vocab_size, morphemes=False):
     """Unigram pieces (Kudo 2018, arXiv:1804.10959) of an iterable of strings: [(piece, log probability), ...] by id.
 
     Text is normalised by NORMALIZER first, so SentencePiece itself normalises nothing. Digits are
-    pieces of their own: a small model cannot learn a vector for every number.
+    pieces of their own: a small model cannot learn a vector for every number. `morphemes`: see above.
     """
     buffer = io.BytesIO()
+    lines = (NORMALIZER.normalize_str(line) for line in lines)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(NORMALIZER.normalize_str(line) for line in lines),
+        sentence_iterator=mark_morphemes(lines) if morphemes else lines,
+        pretokenization_delimiter=BOUNDARY if morphemes else "",
         model_writer=buffer,
         model_type="unigram",
         vocab_size=vocab_size,
@@ -80,6 +100,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="text files, one sentence a line")
     parser.add_argument("--vocab_size", type=int, default=12_000)
+    parser.add_argument("--morphemes", action="store_true", help="pieces within morphemes")
     parser.add_argument("--max_lines", type=int, default=50_000, help="lines taken from each file, from its start")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the tokenizer into")
     args = parser.parse_args(argv)
@@ -90,7 +111,7 @@ def main(argv=None):
             with path.open(encoding="utf-8") as file:
                 yield from itertools.islice(file, args.max_lines)
 
-    tokenizer = build_tokenizer(train_pieces(lines(), args.vocab_size))
+    tokenizer = build_tokenizer(train_pieces(lines(), args.vocab_size, args.morphemes))
     tokenizer.save_pretrained(args.output)
     compact = tokenizer.backend_tokenizer.to_str(pretty=False)  # save_pretrained indents: 200 KB of white space
     (args.output / "tokenizer.json").write_text(compact + "\n", encoding="utf-8")
