@@ -177,11 +177,15 @@ class MaskedLM(nn.Module):
 
     def forward(self, encode, rows, labels=None):
         states, targets = zip(*encode.token_states(rows[:, 0], self.hide))
-        embeddings = encode.encoder.bert.get_input_embeddings().weight[: self.vocabulary]
         with encode.autocast():
-            logits = F.linear(self.transform(torch.cat(states)), embeddings, self.bias)  # (guesses, vocabulary)
+            logits = self.logits(encode.encoder, torch.cat(states))
         targets = torch.cat(targets)
         return F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
+
+    def logits(self, encoder, states):
+        """(n, vocabulary) of n tokens' last states."""
+        embeddings = encoder.bert.get_input_embeddings().weight[: self.vocabulary]
+        return F.linear(self.transform(states), embeddings, self.bias)
 
     def hide(self, ids):
         """Token ids of any shape as (ids with some hidden, bool of the same shape: those guessed), all on the host."""

@@ -3,12 +3,13 @@
     python -m recipes.mini.make_data KOREAN --output DATA
 
 KOREAN holds sentences/, pairs/, groups/, triplets/, KorNLU/ and KLUE/; model/mini/README.md names the sources.
+kindred.txt has sentences like those measured: of the files KINDRED, triplets, KorSTS train and KLUE-STS train.
 
 Held out, to be measured on: paraphrase groups whose id is divisible by 10 (retrieval.tsv), and every 20th row of
 KLUE-STS train (klue_sts_heldout.tsv). A row or line with a sentence of theirs, or of KorSTS dev or test, is in no
-training file, compared without spaces, punctuation and case (as held_out.txt has them). Two things remain: KorSTS train
-is taken as published, with the sentences that KorSTS dev and test have in common with it; and other paraphrases of a
-sentence in klue_sts_heldout.tsv may be in pairs.tsv and klue_sts_train.tsv.
+training file, compared without spaces, punctuation and case; held_out.txt holds them so. Two things remain: KorSTS
+train is taken as published, with the sentences that KorSTS dev and test have in common with it; and other paraphrases
+of a sentence in klue_sts_heldout.tsv may be in pairs.tsv and klue_sts_train.tsv.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def main(argv=None):
     kindred = [(line,) for name in KINDRED for line in read_sentences(args.korean / f"sentences/{name}.txt")]
     kindred += itertools.chain(files["triplets.tsv"], files["korsts_train.tsv"], files["klue_sts_train.tsv"])
     kindred = {key(v): v for row in kindred for v in row if isinstance(v, str)}
-    files["kindred.txt"] = [(v,) for k, v in kindred.items() if k in texts and k not in measured]
+    files["kindred.txt"] = [(v,) for k, v in kindred.items() if k not in measured]
     files |= {"retrieval.tsv": retrieval, "klue_sts_heldout.tsv": klue, "held_out.txt": sorted(zip(measured))}
 
     args.output.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from transformers import AutoConfig, AutoModel
 
+from data import flags
 from data.errors import one_sentence_errors
 from data.sentences import read_sentences
 from data.tokenize import load_tokenizer, tokenize
@@ -67,9 +68,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sentences", type=Path, help="text, a sentence a line")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--tokenizer", default=MINI, help="folder (default: mini's)")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=256, help="dimensions, a multiple of 64: heads have 64 each")
+    parser.add_argument("--tokenizer", default=MINI, help="folder, from make_vocabulary (default: mini's)")
+    parser.add_argument("--layers", type=flags.positive_int, default=4)
+    heads_of_64 = flags.checked(int, lambda size: size > 0 and size % 64 == 0, "a multiple of 64")
+    parser.add_argument("--hidden", type=heads_of_64, default=256, help="dimensions; heads have 64 each")
     args = parser.parse_args(argv)
     tokenizer = load_tokenizer(args.tokenizer)
     tokens = tokenize(read_sentences(args.sentences), tokenizer, 128)

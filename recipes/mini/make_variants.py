@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
+from data import flags
 from data.errors import UserError, one_sentence_errors
 from data.files import write_atomically
 from data.sentences import read_sentences
@@ -24,10 +24,9 @@ from model.microbatch import pad
 from model.objectives import MaskedLM
 from model.run_folder import STATES_FOLDER
 from model.states import States
-from model.utils import autocast, default_device, resolve_precision
+from model.utils import default_device
 from recipes.mini.make_data import key
 
-MAX_LEN = 64
 LIKELIEST = 50
 BATCH = 256
 
@@ -37,28 +36,30 @@ def load_language_model(run):
     states = States(Path(run) / STATES_FOLDER)
     step = states.newest()
     if step is None:
-        raise UserError(f"{run}: has no state with a masked language model's head; name a run of --objective mlm")
+        raise UserError(f"{run}: has no state; name a run of --objective mlm")
     encoder = load_encoder(run)
     model = torch.nn.ModuleDict({"encoder": encoder, "objectives": torch.nn.ModuleList([MaskedLM(encoder)])})
-    model.load_state_dict(states.load(step)["model"])
+    try:
+        model.load_state_dict(states.load(step)["model"])
+    except RuntimeError:
+        raise UserError(f"{run}: no run of --objective mlm alone; name one") from None
     return encoder.eval(), model["objectives"][0].eval()
 
 
 @torch.inference_mode()
 def vary(encoder, language_model, sentences, generator):
-    """One variant of each sentence, longest first or last: a list of strings."""
+    """One variant of each sentence, in their order: a list of strings. Sorted by length they cost least."""
     tokenizer, device = encoder.tokenizer, encoder.device
-    tokens = tokenize(sentences, tokenizer, MAX_LEN)
-    embeddings, special = encoder.bert.get_input_embeddings().weight, tokenizer.all_special_ids
+    tokens = tokenize(sentences, tokenizer, encoder.max_len)
+    special = tokenizer.all_special_ids
     found = []
     for start in tqdm(range(0, len(sentences), BATCH), disable=None, desc="variants"):
         ids, mask = pad(tokens, np.arange(start, min(start + BATCH, len(sentences))), tokenizer.pad_token_id)
         shares = generator.uniform(0.1, 0.5, (len(ids), 1))
         hidden = torch.from_numpy(generator.random(ids.shape) < shares) & ~torch.isin(ids, torch.tensor(special))
         seen = ids.masked_fill(hidden, tokenizer.mask_token_id)
-        with autocast(resolve_precision("auto", device), device):
-            states = encoder.token_states(seen.to(device), mask.to(device))[hidden.to(device)]
-            logits = F.linear(language_model.transform(states), embeddings, language_model.bias).float()
+        states = encoder.token_states(seen.to(device), mask.to(device))[hidden.to(device)]
+        logits = language_model.logits(encoder, states)
         logits[:, special] = -torch.inf
         likeliest = logits.topk(LIKELIEST)
         drawn = likeliest.values.softmax(1).multinomial(1)
@@ -73,11 +74,12 @@ def main(argv=None):
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", required=True, metavar="RUN")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--variants", type=int, default=4, help="of a sentence")
+    parser.add_argument("--variants", type=flags.positive_int, default=3, help="of a sentence")
     args = parser.parse_args(argv)
     encoder, language_model = load_language_model(args.model)
     torch.nn.ModuleList([encoder, language_model]).to(default_device())
     sentences = sorted((s for s in read_sentences(args.data / "kindred.txt") if len(s) <= 120), key=len)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     held_out = set((args.data / "held_out.txt").read_text(encoding="utf-8").split("\n"))
     generator = np.random.default_rng(0)
     torch.manual_seed(0)

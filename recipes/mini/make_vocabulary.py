@@ -15,7 +15,7 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from data.errors import one_sentence_errors
+from data.errors import RunError, one_sentence_errors
 from data.files import require_files
 
 BOUNDARY = "\u241f"
@@ -35,8 +35,11 @@ NORMALIZER = normalizers.Sequence(
 
 
 def mark_morphemes(lines):
-    """Each of normalised strings with BOUNDARY between the morphemes of a word."""
-    from kiwipiepy import Kiwi
+    """Normalised strings, without empty ones, with BOUNDARY between the morphemes of a word."""
+    try:
+        from kiwipiepy import Kiwi
+    except ImportError:
+        raise RunError("--morphemes: needs one more package: pip install kiwipiepy") from None
 
     lines = [line for line in lines if line]
     for line, morphemes in zip(lines, Kiwi(num_workers=2).tokenize(iter(lines))):
@@ -54,12 +57,14 @@ def train_pieces(lines, vocab_size, morphemes=False):
     """Unigram pieces (Kudo 2018, arXiv:1804.10959) of an iterable of strings: [(piece, log probability), ...] by id.
 
     Text is normalised by NORMALIZER first, so SentencePiece itself normalises nothing. Digits are
-    pieces of their own: a small model cannot learn a vector for every number. `morphemes`: see above.
+    pieces of their own: a small model cannot learn a vector for every number. `morphemes`: no piece
+    crosses a boundary between two.
     """
     buffer = io.BytesIO()
     lines = (NORMALIZER.normalize_str(line) for line in lines)
+    lines = iter(list(mark_morphemes(lines))) if morphemes else lines  # errors inside SentencePiece's loop are lost
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=mark_morphemes(lines) if morphemes else lines,
+        sentence_iterator=lines,
         pretokenization_delimiter=BOUNDARY if morphemes else "",
         model_writer=buffer,
         model_type="unigram",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import trange
 
+from data import flags
 from data.errors import one_sentence_errors
 from data.files import write_atomically
 from data.sentences import read_pairs, read_sentences
@@ -51,6 +52,7 @@ class StaticEncoder:
         return cls(load_tokenizer(folder), torch.from_numpy(np.load(Path(folder) / VECTORS_FILE)))
 
     def save(self, folder):
+        """Write vectors (in half precision) and tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         with write_atomically(folder / VECTORS_FILE) as file:
@@ -98,7 +100,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--start", required=True)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=flags.seed, default=1)
     parser.add_argument("--output", type=Path, required=True, help="folder")
     args = parser.parse_args(argv)
     StaticEncoder.untuned(args.start, args.data).tune(args.data, args.seed).save(args.output)
