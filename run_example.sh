@@ -44,7 +44,7 @@ case "${1:-mini}" in
     setup
     echo "== train: mini (4 layers x 256) goes on with the 400 triplets of data/sample =="
     .venv/bin/python train.py --model mini --train_data data/sample/train_nli.tsv --valid_data data/sample/valid_sts.tsv \
-      --negatives 0 --batch_size 64 --eval_steps 7 --select_by avg --output_dir output
+      --negatives 0 --dropout 0.3 --batch_size 64 --eval_steps 7 --select_by avg --output_dir output
     echo "== test: the 200 pairs of data/sample/test_sts.tsv, before (mini) and after (output) =="
     .venv/bin/python evaluate.py --model mini output --test_data data/sample/test_sts.tsv
     echo "== semantic search with output/nli_checkpoint.pt =="
