@@ -232,7 +232,7 @@ def _load_backbone(name, make, folder, config, weights, pooling, training, ours)
     missing, unexpected = (
         {key for key in info[keys] if not key.startswith("pooler.")} for keys in ("missing_keys", "unexpected_keys")
     )
-    for key, found, expected in info["mismatched_keys"]:
+    for key, found, expected in sorted(info["mismatched_keys"]):  # they come in any order
         raise UserError(
             f"{name}: {key} has the shape {tuple(found)}, its configuration says {tuple(expected)}; get both anew"
         )
