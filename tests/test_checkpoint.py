@@ -178,7 +178,7 @@ def test_weights_of_another_shape_are_named(tiny_bert, tmp_path):
     folder = shutil.copytree(tiny_bert, tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 7}))
-    with pytest.raises(UserError, match=r"layer.0.intermediate.dense.bias has the shape \(.*\), its configuration says \(7"):
+    with pytest.raises(UserError, match=r"0.intermediate.dense.bias has the shape .*, its configuration says \(7"):
         load_encoder(folder, "mean")
 
 
